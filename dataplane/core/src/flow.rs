@@ -1,0 +1,198 @@
+//! The flow table: shared by all workers, lock-free, on borrowed memory.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::addr::{Addr, Tuple};
+use crate::verdict::WorkerId;
+
+/// Lifetimes of flows, as nf_conntrack's defaults unless configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP before both sides have spoken.
+    pub tcp_opening: Duration,
+    /// TCP, established.
+    pub tcp_established: Duration,
+    /// TCP after the first FIN.
+    pub tcp_closing: Duration,
+    /// TCP after a reset.
+    pub tcp_reset: Duration,
+    /// UDP without an answer.
+    pub udp_unreplied: Duration,
+    /// UDP with traffic both ways.
+    pub udp_replied: Duration,
+    /// ICMP echo.
+    pub icmp: Duration,
+    /// Any other protocol.
+    pub other: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            tcp_opening: Duration::from_secs(60),
+            tcp_established: Duration::from_secs(5 * 24 * 3600),
+            tcp_closing: Duration::from_secs(120),
+            tcp_reset: Duration::from_secs(10),
+            udp_unreplied: Duration::from_secs(30),
+            udp_replied: Duration::from_secs(120),
+            icmp: Duration::from_secs(30),
+            other: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Time on the packet path: milliseconds of the boot clock (`CLOCK_BOOTTIME`), so that it goes on over a restart of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Now(pub u64);
+
+/// Where the opener of a flow sits: replies go back there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Opener {
+    /// A pod of this node.
+    Pod = 0,
+    /// The node itself, or somebody outside: through the TUN `host`.
+    Host = 1,
+    /// Somebody behind a peer.
+    Peer = 2,
+}
+
+/// Why a flow has a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A service translated it.
+    Service = 0,
+    /// A pod speaks to the outside from a node's address.
+    Masquerade = 1,
+    /// Somebody outside opened it to a pod's address: untranslated, known so that replies return unmasqueraded.
+    OutsideToPod = 2,
+    /// Somebody outside opened it to a pod of another node: its source is this node's gateway address.
+    Relayed = 3,
+}
+
+/// A flow to be created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewFlow {
+    /// The opener's packets as they arrive: client to what it dialled.
+    pub original: Tuple,
+    /// The answer's packets as they arrive: backend to the client as the backend sees it.
+    pub reply: Tuple,
+    /// Why it has a slot.
+    pub kind: Kind,
+    /// Where the opener sits.
+    pub opener: Opener,
+    /// [`crate::service::ServicePort::id`], or 0.
+    pub service: u64,
+}
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the opener.
+    Original,
+    /// To the opener.
+    Reply,
+}
+
+/// The stage of a flow's life; it decides its lifetime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stage {
+    /// Only the opener has spoken.
+    Opening = 0,
+    /// Both have spoken.
+    Established = 1,
+    /// TCP: a FIN was seen.
+    Closing = 2,
+    /// TCP: a reset was seen.
+    Reset = 3,
+}
+
+/// A live flow as one lookup found it: a consistent copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Its record and the version of it, for `touch` and `end`.
+    pub at: FlowRef,
+    /// Which way the packet that was looked up goes.
+    pub direction: Direction,
+    /// The opener's packets as they arrive.
+    pub original: Tuple,
+    /// The answer's packets as they arrive.
+    pub reply: Tuple,
+    /// Why it has a slot.
+    pub kind: Kind,
+    /// Where the opener sits.
+    pub opener: Opener,
+    /// The service's id, or 0.
+    pub service: u64,
+    /// Its stage when it was looked up.
+    pub stage: Stage,
+}
+
+impl Flow {
+    /// The tuple that a packet of this direction leaves with.
+    #[inline]
+    pub fn translated(&self) -> Tuple {
+        match self.direction {
+            Direction::Original => self.reply.reversed(),
+            Direction::Reply => self.original.reversed(),
+        }
+    }
+}
+
+/// A record's number and version. A stale one is harmless: the version no longer fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowRef {
+    /// The record's number.
+    pub index: u32,
+    /// Its version.
+    pub version: u32,
+}
+
+/// Why a flow was not created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// Somebody created the same flow (the same `original`) first: this one.
+    Exists(Flow),
+    /// The reply tuple is another flow's: take another SNAT port.
+    ReplyTaken,
+    /// No free record within reach, or no free place in the index.
+    Full,
+    /// Two workers were at it at once and this one gave way: look up again.
+    Raced,
+}
+
+/// A flow with its ages, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowView {
+    /// The flow (its direction is `Original`).
+    pub flow: Flow,
+    /// Milliseconds since its last packet.
+    pub idle_ms: u64,
+    /// Milliseconds since it was created.
+    pub age_ms: u64,
+}
+
+/// For tests and tools: which flows `end_matching` ends.
+#[allow(dead_code)]
+fn _unused(_: IpAddr, _: Addr, _: WorkerId) {}
+
+/// The table: a view of borrowed memory, cheap to copy.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowTable<'a> {
+    records: &'a [Record],
+    buckets: &'a [Bucket],
+    key: [u64; 2],
+}
+
+/// One flow: 128 bytes of atomics.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Record([std::sync::atomic::AtomicU64; 16]);
+
+/// One bucket of the index: 64 bytes of atomics.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Bucket([std::sync::atomic::AtomicU64; 8]);
