@@ -8,19 +8,19 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
-pub mod packet;
-pub mod wire;
-pub mod parse;
-pub mod decap;
-pub mod flow;
-pub mod service;
-pub mod nat;
-pub mod icmp;
-pub mod fib;
-pub mod encap;
-pub mod fragment;
-pub mod offload;
-pub mod verdict;
-pub mod pipeline;
-pub mod snapshot;
 pub mod counters;
+pub mod decap;
+pub mod encap;
+pub mod fib;
+pub mod flow;
+pub mod fragment;
+pub mod icmp;
+pub mod nat;
+pub mod offload;
+pub mod packet;
+pub mod parse;
+pub mod pipeline;
+pub mod service;
+pub mod snapshot;
+pub mod verdict;
+pub mod wire;

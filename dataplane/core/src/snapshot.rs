@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::addr::Addr;
-use crate::fib::{PrefixMap, PodTable};
+use crate::fib::{PodTable, PrefixMap};
 use crate::flow::Timeouts;
 use crate::service::ServiceTable;
 
