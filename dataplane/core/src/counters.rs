@@ -57,6 +57,8 @@ pub struct Counters {
     pub flows_expired: Counter,
     /// Batches processed.
     pub batches: Counter,
+    /// Probes of this gateway's own that came back, by their number.
+    pub probes: [Counter; 8],
     drops: [Counter; DropReason::ALL.len()],
 }
 
@@ -73,6 +75,7 @@ impl Default for Counters {
             flows_created: Counter::default(),
             flows_expired: Counter::default(),
             batches: Counter::default(),
+            probes: std::array::from_fn(|_| Counter::default()),
             drops: std::array::from_fn(|_| Counter::default()),
         }
     }

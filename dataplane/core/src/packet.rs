@@ -7,9 +7,11 @@ use crate::addr::Addr;
 pub enum Ingress {
     /// The TUN `pods`, in the gateway's namespace: sent by a pod of this node.
     Pods,
-    /// The TUN `host`, on the node, or one of the sockets that bring what no port rule can (fragments, ICMP): sent by the node itself
-    /// or from outside.
+    /// The TUN `host`, on the node: sent by the node itself or from outside.
     Host,
+    /// A socket on the node that brings what no port rule can (reassembled datagrams, ICMP): otherwise as `Host`. Its sender cut it,
+    /// or could have, so it may be cut again, IPv6 included.
+    Socket,
     /// The overlay's socket: sent by a peer; not trusted before `decap` has looked at it.
     Overlay(Outer),
 }

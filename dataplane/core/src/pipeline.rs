@@ -1,7 +1,8 @@
 //! A packet's way through the gateway, stage by stage.
 
+use crate::addr::Tuple;
 use crate::counters::Counters;
-use crate::flow::{FlowTable, Now};
+use crate::flow::{FlowRef, FlowTable, Now};
 use crate::packet::Packet;
 use crate::snapshot::Snapshot;
 use crate::verdict::{PeerId, Verdict, WorkerId};
@@ -35,6 +36,7 @@ pub enum Egress {
 pub struct Outbox {
     bytes: Vec<u8>,
     entries: Vec<(Egress, std::ops::Range<usize>)>,
+    ports: Vec<(FlowRef, Tuple)>,
 }
 
 /// One worker's pipeline: the state that is its own (fragments, rate limits).
@@ -65,7 +67,7 @@ impl Pipeline {
 impl Outbox {
     /// With room for `packets` packets of `bytes` bytes in all; never grows.
     pub fn new(packets: usize, bytes: usize) -> Outbox {
-        Outbox { bytes: Vec::with_capacity(bytes), entries: Vec::with_capacity(packets) }
+        Outbox { bytes: Vec::with_capacity(bytes), entries: Vec::with_capacity(packets), ports: Vec::with_capacity(packets) }
     }
 
     /// What is in it, in order.
@@ -73,9 +75,16 @@ impl Outbox {
         self.entries.iter().map(|(egress, range)| (*egress, &self.bytes[range.clone()]))
     }
 
+    /// UDP flows masqueraded since the last `clear`, with the tuple of their replies: a socket bound to its destination brings replies
+    /// that come in fragments.
+    pub fn masquerade_ports(&self) -> &[(FlowRef, Tuple)] {
+        &self.ports
+    }
+
     /// Empties it.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.entries.clear();
+        self.ports.clear();
     }
 }

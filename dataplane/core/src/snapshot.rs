@@ -70,6 +70,9 @@ pub struct NodeTables {
     pub outside_to_pods: OutsideToPods,
     /// Lifetimes of flows.
     pub timeouts: Timeouts,
+    /// The first eight payload bytes of this gateway's own probes (UDP to a gateway address, port 9, then one octet that numbers the
+    /// probe): random for each start of the process. See [`crate::counters::Counters::probes`].
+    pub probe_token: u64,
     /// How many workers share the fragments among them.
     pub workers: u16,
 }
