@@ -1,1 +1,5 @@
-//! (being written)
+//! Podgate on Linux: the devices, the memory and the threads around the pipeline of `podgate-core`.
+//!
+//! All `unsafe` of the project is in this crate, in the modules that speak to the kernel, behind small safe types.
+
+pub mod netns;
