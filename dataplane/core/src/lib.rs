@@ -22,5 +22,8 @@ pub mod parse;
 pub mod pipeline;
 pub mod service;
 pub mod snapshot;
+#[doc(hidden)]
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod verdict;
 pub mod wire;
