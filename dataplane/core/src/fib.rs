@@ -28,6 +28,15 @@ pub fn bounds(prefix: IpNetwork) -> (Addr, Addr) {
     }
 }
 
+/// Whether one of a handful of prefixes holds `addr`. For many prefixes use a [`PrefixMap`].
+#[inline]
+pub fn within(prefixes: &[IpNetwork], addr: Addr) -> bool {
+    prefixes.iter().any(|prefix| match prefix {
+        IpNetwork::V4(p) => addr.is_v4() && (addr.0 as u32 ^ u32::from(p.ip())) & u32::from(p.mask()) == 0,
+        IpNetwork::V6(p) => !addr.is_v4() && (addr.0 ^ u128::from(p.ip())) & u128::from(p.mask()) == 0,
+    })
+}
+
 impl<V: Clone + PartialEq> PrefixMap<V> {
     /// From prefixes in any order. Of two equal prefixes the later wins; of nested ones the longer.
     pub fn new(prefixes: impl IntoIterator<Item = (IpNetwork, V)>) -> PrefixMap<V> {

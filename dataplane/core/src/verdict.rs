@@ -29,6 +29,8 @@ pub enum Consumed {
     Answered,
     /// Cut into fragments, which are in the outbox.
     Fragmented,
+    /// A copy of something that the node itself has dealt with (an echo reply to the node's own ping).
+    NotOurs,
     /// A probe of this gateway's own came back: it is noted and ends here.
     Probe,
 }
@@ -89,7 +91,7 @@ drop_reasons! {
     FlowTableFull = "flow_table_full", "No slot for a new flow: the table is full of live flows.";
     FlowRaced = "flow_raced", "Workers that created the same flow at once did not agree within the bounded number of tries; the sender's next packet will do.";
     SnatPortsExhausted = "snat_ports_exhausted", "Every masquerade port towards this destination is in use.";
-    MasqueradeOff = "masquerade_off", "A pod spoke to the outside and masquerade is switched off, or there is no node address of that family.";
+    MasqueradeOff = "masquerade_off", "A pod spoke to the outside in a family in which this node has no address to masquerade with.";
     OutsideToPodDenied = "outside_to_pod_denied", "Somebody outside the cluster opened a connection to a pod, and outsideToPods is drop.";
     NoRoutePod = "no_route_pod", "The destination lies in this node's pod range but no pod has it.";
     NoRoutePeer = "no_route_peer", "The destination lies in the cluster's pod range but no known node has it.";
