@@ -2,4 +2,7 @@
 //!
 //! All `unsafe` of the project is in this crate, in the modules that speak to the kernel, behind small safe types.
 
+mod link;
 pub mod netns;
+pub mod tun;
+pub mod vnet;

@@ -46,7 +46,9 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// The file is an ordinary one, as a bind mount's mount point is once the mount is gone.
-    #[error("{what} is not a network namespace (found {found}); if a namespace was mounted there, the mount is gone: remove the file and make it again")]
+    #[error(
+        "{what} is not a network namespace (found {found}); if a namespace was mounted there, the mount is gone: remove the file and make it again"
+    )]
     NotANetns {
         /// The path, or a description of the descriptor.
         what: String,

@@ -1,0 +1,132 @@
+//! Two questions to rtnetlink about one interface, asked in the calling thread's namespace: what is it, and delete it.
+//!
+//! A TUN must know what already has its name before it takes a queue of it: of a multi-queue device the kernel gives a further queue
+//! to anybody, and a queue that nobody reads swallows packets. The messages are few enough to be written by hand.
+//!
+//! Read first: rtnetlink(7); linux/if_link.h (`IFLA_TUN_*`).
+
+use std::io::{self, Read, Write};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// What an interface is, as far as a TUN cares.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Link {
+    /// Its kind (`tun`, `veth`, …); empty for one without, such as a physical one.
+    pub(crate) kind: String,
+    /// `IFF_TUN` or `IFF_TAP`; 0 if it is no TUN device.
+    pub(crate) tun_type: u8,
+    /// Whether it was made with `IFF_MULTI_QUEUE`.
+    pub(crate) multi_queue: bool,
+    /// Queues that somebody holds, detached ones included.
+    pub(crate) queues: u32,
+}
+
+const NLMSG_HEADER_LEN: usize = 16;
+const IFINFO_LEN: usize = 16;
+const ATTRIBUTE_HEADER_LEN: usize = 4;
+const NESTED_MASK: u16 = 0x3fff;
+
+const IFLA_TUN_TYPE: u16 = 3;
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
+const IFLA_TUN_NUM_QUEUES: u16 = 8;
+const IFLA_TUN_NUM_DISABLED_QUEUES: u16 = 9;
+
+/// What the interface `name` is, if there is one.
+pub(crate) fn find(name: &str) -> io::Result<Option<Link>> {
+    match ask(libc::RTM_GETLINK, 0, name) {
+        Ok(reply) => Ok(Some(parse_link(&reply))),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes the interface `name`.
+pub(crate) fn delete(name: &str) -> io::Result<()> {
+    ask(libc::RTM_DELLINK, libc::NLM_F_ACK as u16, name).map(|_| ())
+}
+
+/// Sends one request about `name` and returns the payload of its answer.
+fn ask(kind: u16, flags: u16, name: &str) -> io::Result<Vec<u8>> {
+    let attribute_len = ATTRIBUTE_HEADER_LEN + name.len() + 1;
+    let len = NLMSG_HEADER_LEN + IFINFO_LEN + attribute_len.next_multiple_of(4);
+    let mut request = Vec::with_capacity(len);
+    request.extend((len as u32).to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend((libc::NLM_F_REQUEST as u16 | flags).to_ne_bytes());
+    request.resize(NLMSG_HEADER_LEN + IFINFO_LEN, 0); // sequence, port id and struct ifinfomsg: all 0
+    request.extend((attribute_len as u16).to_ne_bytes());
+    request.extend(libc::IFLA_IFNAME.to_ne_bytes());
+    request.extend(name.as_bytes());
+    request.resize(len, 0);
+
+    let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
+    socket.write_all(&request)?;
+    // An answer about one interface takes one to four KiB, more with many virtual functions, which were not asked for.
+    let mut reply = vec![0; 64 * 1024];
+    let len = socket.read(&mut reply)?;
+    reply.truncate(len);
+    if len < NLMSG_HEADER_LEN + 4 {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "rtnetlink's answer is too short"));
+    }
+    if i32::from(u16_at(&reply, 4)) == libc::NLMSG_ERROR {
+        let errno = i32::from_ne_bytes(reply[NLMSG_HEADER_LEN..NLMSG_HEADER_LEN + 4].try_into().expect("four bytes"));
+        return if errno == 0 { Ok(Vec::new()) } else { Err(io::Error::from_raw_os_error(-errno)) };
+    }
+    Ok(reply.split_off(NLMSG_HEADER_LEN))
+}
+
+fn parse_link(payload: &[u8]) -> Link {
+    let mut link = Link::default();
+    let info = attributes(payload.get(IFINFO_LEN..).unwrap_or_default()).find(|(kind, _)| *kind == libc::IFLA_LINKINFO);
+    for (kind, value) in info.into_iter().flat_map(|(_, value)| attributes(value)) {
+        match kind {
+            libc::IFLA_INFO_KIND => link.kind = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
+            libc::IFLA_INFO_DATA if link.kind == "tun" => {
+                for (kind, value) in attributes(value) {
+                    let word = value.first_chunk().map_or(0, |word| u32::from_ne_bytes(*word));
+                    match (kind, value.first()) {
+                        (IFLA_TUN_TYPE, Some(byte)) => link.tun_type = *byte,
+                        (IFLA_TUN_MULTI_QUEUE, Some(byte)) => link.multi_queue = *byte != 0,
+                        (IFLA_TUN_NUM_QUEUES | IFLA_TUN_NUM_DISABLED_QUEUES, _) => link.queues += word,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        if bytes.len() < ATTRIBUTE_HEADER_LEN {
+            return None;
+        }
+        let len = usize::from(u16_at(bytes, 0));
+        let kind = u16_at(bytes, 2) & NESTED_MASK;
+        let value = bytes.get(ATTRIBUTE_HEADER_LEN..len)?;
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_is_found_and_is_no_tun() {
+        assert_eq!(find("lo").unwrap(), Some(Link::default()));
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_is_none() {
+        assert_eq!(find("no-such-if").unwrap(), None);
+    }
+}

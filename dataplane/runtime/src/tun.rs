@@ -1,0 +1,604 @@
+//! The TUN devices `pods` and `host`: persistent, multi-queue, with a `virtio_net_hdr` before each frame.
+//!
+//! One frame may stand for 64 KiB of TCP (design D2), so reading and writing cost a system call per superframe, not per packet.
+//! Reads split the header off by `readv`; writes gather a merged frame from wherever its segments lie by `writev`. Payload is never
+//! copied in user space.
+//!
+//! The crate `tun` opens neither several queues nor offloads, so each queue is opened here by a few ioctls and then handed to it
+//! (`raw_fd`): it keeps the descriptor, makes it non-blocking and the device persistent, and configures the interface through a
+//! control socket that lives in the device's namespace.
+//!
+//! Assumed: a device is used by one process at a time (the holder of the runtime directory's lock). A device that somebody holds
+//! queues of is refused, because a queue without a reader loses packets.
+//!
+//! Read first: Documentation/networking/tuntap.rst; linux/if_tun.h; drivers/net/tun.c.
+
+use std::fs::OpenOptions;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use podgate_core::packet::Offload;
+use tun::AbstractDevice;
+
+use crate::link::{self, Link};
+use crate::netns::Netns;
+use crate::vnet::{VNET_HEADER_LEN, VnetHeader};
+
+/// The most slices that one [`Queue::write`] takes: two for each of 64 segments, and some.
+pub const WRITE_SLICES_MAX: usize = 135;
+
+/// The most queues a device can have (`MAX_TAP_QUEUES`).
+pub const QUEUES_MAX: u16 = 256;
+
+/// A TUN device with its queues, each of which one worker may take.
+#[derive(Debug)]
+pub struct Tun {
+    /// The interface's name.
+    pub name: String,
+    /// Its queues, as many as were asked for; each attached queue needs a live reader.
+    pub queues: Vec<Queue>,
+    shared: Arc<Shared>,
+}
+
+/// One queue: a descriptor that one worker reads and writes.
+pub struct Queue {
+    device: tun::Device,
+    shared: Arc<Shared>,
+}
+
+/// Which offloads are in use on a device. A feature that is off is neither taken from the kernel nor to be written to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Features {
+    /// Checksums may be left unfinished.
+    pub checksum: bool,
+    /// TCP superframes, both families.
+    pub tso: bool,
+    /// UDP superframes, both families (Linux 6.2).
+    pub uso: bool,
+}
+
+/// One offload, to be switched off when the kernel turns out not to keep what it promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// Unfinished checksums; all others need it and go with it.
+    Checksum,
+    /// TCP superframes.
+    Tso,
+    /// UDP superframes.
+    Uso,
+}
+
+/// Whether the kernel puts packets on a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// It does.
+    Attached,
+    /// It does not: its flows go to the other queues, what it held is dropped, and reads find nothing.
+    Detached,
+}
+
+/// What [`Tun::remove`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// It was there and is gone.
+    Removed,
+    /// There was none.
+    Absent,
+}
+
+/// Why a TUN device could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// A name the kernel would not take.
+    #[error("`{0}` cannot be an interface's name: 1 to 15 bytes without `/`, `%`, `:` or white space")]
+    Name(String),
+    /// A number of queues the kernel would not take.
+    #[error("TUN {name}: {queues} queues were asked for; the kernel has 1 to {QUEUES_MAX}")]
+    QueueCount {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        queues: u16,
+    },
+    /// `/dev/net/tun` is missing.
+    #[error(
+        "/dev/net/tun is missing: load the module (`modprobe tun`); in a container, pass the device in (`--device /dev/net/tun`, or a hostPath volume)"
+    )]
+    NoDriver,
+    /// `/dev/net/tun` may not be opened.
+    #[error(
+        "/dev/net/tun may not be opened: run as root, or allow character device 10:200 to this container or unit (`DeviceAllow=/dev/net/tun rw`)"
+    )]
+    DriverDenied,
+    /// No right to make or attach to the device.
+    #[error("TUN {0}: not permitted; grant CAP_NET_ADMIN in the user namespace that owns the network namespace")]
+    NotPermitted(String),
+    /// Something else has the name.
+    #[error("interface {name} exists and is {found}, not a multi-queue TUN: delete it (`ip link delete {name}`) or configure another name")]
+    WrongKind {
+        /// The interface.
+        name: String,
+        /// What it is.
+        found: String,
+    },
+    /// Somebody holds queues of it.
+    #[error("TUN {name} is in use: another process holds {queues} of its queues; stop that gateway first (`fuser /dev/net/tun` finds it)")]
+    Busy {
+        /// The interface.
+        name: String,
+        /// How many queues are held.
+        queues: u32,
+    },
+    /// Anything else, with the step that failed.
+    #[error("TUN {name}: {step} failed: {source}")]
+    Io {
+        /// The interface.
+        name: String,
+        /// What was being done.
+        step: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+#[derive(Debug)]
+struct Shared {
+    name: String,
+    /// Bits of `TUNSETOFFLOAD`; changed rarely, by whichever worker meets a refusal. Nothing else is ordered by it.
+    offloads: AtomicU8,
+}
+
+impl Tun {
+    /// Makes the device `name` in `netns`, or attaches to the persistent one that an earlier process left, with `queues` queues.
+    ///
+    /// The interface is left as it is found, down if it is new: bring it up when rules and routes stand.
+    pub fn open(name: &str, queues: u16, netns: &Netns) -> Result<Tun, TunError> {
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(|c: char| c.is_whitespace() || "/%:\0".contains(c)) {
+            return Err(TunError::Name(name.to_owned()));
+        }
+        if !(1..=QUEUES_MAX).contains(&queues) {
+            return Err(TunError::QueueCount { name: name.to_owned(), queues });
+        }
+        netns.run(|| Tun::open_here(name, queues)).map_err(|source| TunError::Io { name: name.to_owned(), step: "entering its namespace", source })?
+    }
+
+    /// Deletes the device `name` in `netns`, whoever holds it. An interface of another kind is not touched.
+    pub fn remove(name: &str, netns: &Netns) -> Result<Removed, TunError> {
+        let failed = |step| move |source| TunError::Io { name: name.to_owned(), step, source };
+        let remove_here = || match link::find(name).map_err(failed("looking for it"))? {
+            None => Ok(Removed::Absent),
+            Some(link) if i32::from(link.tun_type) != libc::IFF_TUN => Err(wrong_kind(name, &link)),
+            Some(_) => match link::delete(name) {
+                Ok(()) => Ok(Removed::Removed),
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(Removed::Absent),
+                Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(TunError::NotPermitted(name.to_owned())),
+                Err(source) => Err(failed("deleting it")(source)),
+            },
+        };
+        netns.run(remove_here).map_err(failed("entering its namespace"))?
+    }
+
+    /// Which offloads are in use.
+    pub fn features(&self) -> Features {
+        self.shared.features()
+    }
+
+    /// Sets the interface's MTU.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), TunError> {
+        self.configure("setting the MTU", |device| device.set_mtu(mtu))
+    }
+
+    /// The interface's MTU.
+    pub fn mtu(&self) -> Result<u16, TunError> {
+        let device = &self.queues.first().ok_or_else(|| self.no_queue())?.device;
+        device.mtu().map_err(|error| self.shared.failed("reading the MTU")(error.into()))
+    }
+
+    /// Brings the interface up.
+    pub fn bring_up(&mut self) -> Result<(), TunError> {
+        self.configure("bringing it up", |device| device.enabled(true))
+    }
+
+    fn open_here(name: &str, queues: u16) -> Result<Tun, TunError> {
+        let shared = Arc::new(Shared { name: name.to_owned(), offloads: AtomicU8::new(0) });
+        let found = link::find(name).map_err(shared.failed("looking for it"))?;
+        match &found {
+            Some(link) if i32::from(link.tun_type) != libc::IFF_TUN || !link.multi_queue => return Err(wrong_kind(name, link)),
+            Some(link) if link.queues > 0 => return Err(TunError::Busy { name: name.to_owned(), queues: link.queues }),
+            _ => {}
+        }
+        let queues = (0..queues).map(|_| Queue::open_here(&shared)).collect::<Result<Vec<_>, _>>()?;
+        let mut tun = Tun { name: name.to_owned(), queues, shared };
+        let size = VNET_HEADER_LEN as libc::c_int;
+        // SAFETY: the descriptor is an attached TUN queue; the kernel reads one int from the pointer.
+        unsafe { ioctl::set_vnet_header_size(tun.queues[0].as_raw_fd(), &size) }
+            .map_err(|errno| tun.shared.failed("setting the header's size (TUNSETVNETHDRSZ)")(errno.into()))?;
+        tun.offer_offloads()?;
+        tun.configure("making it persistent", tun::Device::persist)?;
+        Ok(tun)
+    }
+
+    fn offer_offloads(&self) -> Result<(), TunError> {
+        let queue = &self.queues[0];
+        let base = OFFLOAD_CHECKSUM | OFFLOAD_TSO;
+        // USO4 and USO6 go together or not at all (drivers/net/tun.c, set_offload).
+        if queue.set_offloads(base | OFFLOAD_USO).is_err() {
+            queue.set_offloads(base).map_err(self.shared.failed("offering offloads (TUNSETOFFLOAD)"))?;
+        }
+        Ok(())
+    }
+
+    fn configure(&mut self, step: &'static str, f: impl FnOnce(&mut tun::Device) -> tun::Result<()>) -> Result<(), TunError> {
+        let missing = self.no_queue();
+        let device = &mut self.queues.first_mut().ok_or(missing)?.device;
+        f(device).map_err(|error| self.shared.failed(step)(error.into()))
+    }
+
+    fn no_queue(&self) -> TunError {
+        self.shared.failed("configuring it")(io::Error::new(io::ErrorKind::NotFound, "its queues have been taken: do this before"))
+    }
+}
+
+impl Queue {
+    /// Reads one frame: `buf` gets the packet from its IP header on. `None` when there is none now.
+    ///
+    /// Errors are the kernel's, and two of ours, after which the frame is gone and the queue goes on: EMSGSIZE if the frame is longer
+    /// than `buf` (64 KiB hold every frame of an interface whose `gso_max_size` is the default), InvalidData if its header makes no
+    /// sense.
+    #[inline]
+    pub fn read(&self, buf: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
+        let mut header = [0; VNET_HEADER_LEN];
+        // The kernel cuts a frame that does not fit and says nothing; a byte more than the buffer gives it away.
+        let mut beyond = [0; 1];
+        let room = VNET_HEADER_LEN + buf.len();
+        let read = {
+            let mut slices = [IoSliceMut::new(&mut header), IoSliceMut::new(buf), IoSliceMut::new(&mut beyond)];
+            // SAFETY: IoSliceMut is an iovec by its documentation, and the three borrow memory that is valid for writes.
+            unsafe { libc::readv(self.as_raw_fd(), slices.as_mut_ptr().cast(), slices.len() as libc::c_int) }
+        };
+        let len = match usize::try_from(read) {
+            Ok(len) => len,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+            }
+        };
+        if len > room {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        let len = len.checked_sub(VNET_HEADER_LEN).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let offload = VnetHeader::parse(&header, &mut buf[..len]).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(Some((len, offload)))
+    }
+
+    /// Writes one frame: `header`, then the packet in `slices`, at most [`WRITE_SLICES_MAX`], from its IP header on.
+    #[inline]
+    pub fn write(&self, header: &[u8; VNET_HEADER_LEN], slices: &[IoSlice<'_>]) -> io::Result<()> {
+        match slices.len() {
+            0..4 => self.write_some::<4>(header, slices),
+            4..=WRITE_SLICES_MAX => self.write_some::<{ WRITE_SLICES_MAX + 1 }>(header, slices),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "more slices than WRITE_SLICES_MAX")),
+        }
+    }
+
+    #[inline]
+    fn write_some<'a, const N: usize>(&self, header: &'a [u8; VNET_HEADER_LEN], slices: &[IoSlice<'a>]) -> io::Result<()> {
+        let mut all = [IoSlice::new(&[]); N];
+        all[0] = IoSlice::new(header);
+        all[1..=slices.len()].copy_from_slice(slices);
+        let count = slices.len() + 1;
+        // SAFETY: IoSlice is an iovec by its documentation; the first `count` borrow memory that is valid for reads.
+        let written = unsafe { libc::writev(self.as_raw_fd(), all.as_ptr().cast(), count as libc::c_int) };
+        if written < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // A TUN takes a frame or refuses it: tun_get_user returns the whole length.
+        debug_assert_eq!(written as usize, all[..count].iter().map(|slice| slice.len()).sum::<usize>());
+        Ok(())
+    }
+
+    /// Attaches the queue to the device or detaches it.
+    pub fn set_attachment(&self, attachment: Attachment) -> io::Result<()> {
+        let mut request = request("")?;
+        request.ifr_ifru.ifru_flags = match attachment {
+            Attachment::Attached => libc::IFF_ATTACH_QUEUE,
+            Attachment::Detached => libc::IFF_DETACH_QUEUE,
+        } as libc::c_short;
+        // SAFETY: the descriptor is a queue of a TUN; the kernel reads one ifreq from the pointer.
+        unsafe { ioctl::set_queue(self.as_raw_fd(), &request) }?;
+        Ok(())
+    }
+
+    /// Which offloads are in use on the device.
+    #[inline]
+    pub fn features(&self) -> Features {
+        self.shared.features()
+    }
+
+    /// Switches one offload off on the device, for all its queues: the kernel segments and sums what it gives us from now on. What it
+    /// had queued before may still come with it. Returns what is left.
+    pub fn disable(&self, feature: Feature) -> io::Result<Features> {
+        let off = match feature {
+            Feature::Checksum => OFFLOAD_CHECKSUM | OFFLOAD_TSO | OFFLOAD_USO,
+            Feature::Tso => OFFLOAD_TSO,
+            Feature::Uso => OFFLOAD_USO,
+        };
+        self.set_offloads(self.shared.offloads.load(Ordering::Relaxed) & !off)?;
+        Ok(self.features())
+    }
+
+    fn set_offloads(&self, offloads: u8) -> io::Result<()> {
+        // SAFETY: the descriptor is an attached TUN queue; the argument is a set of flags, passed by value.
+        unsafe { ioctl::set_offload(self.as_raw_fd(), offloads.into()) }?;
+        // Relaxed: a hint to writers, see `Shared`.
+        self.shared.offloads.store(offloads, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn open_here(shared: &Arc<Shared>) -> Result<Queue, TunError> {
+        let name = &shared.name;
+        let driver = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/net/tun").map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoDriver,
+                Some(libc::EACCES | libc::EPERM) => TunError::DriverDenied,
+                _ => shared.failed("opening /dev/net/tun")(source),
+            }
+        })?;
+        let fd = OwnedFd::from(driver);
+        let mut request = request(name).map_err(shared.failed("naming it"))?;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE) as libc::c_short;
+        // SAFETY: the descriptor is /dev/net/tun, not attached yet; the kernel reads and writes one ifreq.
+        unsafe { ioctl::set_interface(fd.as_raw_fd(), &mut request) }.map_err(|errno| match errno {
+            nix::Error::EPERM => TunError::NotPermitted(name.clone()),
+            nix::Error::EBUSY => TunError::Busy { name: name.clone(), queues: 1 },
+            _ => shared.failed("opening a queue (TUNSETIFF)")(errno.into()),
+        })?;
+        let mut config = tun::Configuration::default();
+        config.tun_name(name).raw_fd(fd.into_raw_fd());
+        let wrapped = |error: tun::Error| shared.failed("wrapping a queue")(error.into());
+        let device = tun::create(&config).map_err(wrapped)?;
+        device.set_nonblock().map_err(shared.failed("making a queue non-blocking"))?;
+        Ok(Queue { device, shared: shared.clone() })
+    }
+}
+
+impl Shared {
+    fn features(&self) -> Features {
+        // Relaxed: see `offloads`.
+        let offloads = self.offloads.load(Ordering::Relaxed);
+        Features { checksum: offloads & OFFLOAD_CHECKSUM != 0, tso: offloads & OFFLOAD_TSO != 0, uso: offloads & OFFLOAD_USO != 0 }
+    }
+
+    fn failed(&self, step: &'static str) -> impl Fn(io::Error) -> TunError {
+        let name = self.name.clone();
+        move |source| TunError::Io { name: name.clone(), step, source }
+    }
+}
+
+impl AsRawFd for Queue {
+    #[inline]
+    fn as_raw_fd(&self) -> RawFd {
+        self.device.as_raw_fd()
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the device owns the descriptor and closes it when it is dropped, after this borrow.
+        unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) }
+    }
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("device", &self.shared.name).field("fd", &self.as_raw_fd()).finish()
+    }
+}
+
+/// Bits of `TUNSETOFFLOAD`, linux/if_tun.h.
+const OFFLOAD_CHECKSUM: u8 = 0x01;
+/// TSO4, TSO6 and TSO_ECN.
+const OFFLOAD_TSO: u8 = 0x02 | 0x04 | 0x08;
+/// USO4 and USO6.
+const OFFLOAD_USO: u8 = 0x20 | 0x40;
+
+fn wrong_kind(name: &str, link: &Link) -> TunError {
+    let found = match (link.kind.as_str(), i32::from(link.tun_type)) {
+        ("tun", libc::IFF_TUN) => "a TUN with a single queue".to_owned(),
+        ("tun", _) => "a TAP".to_owned(),
+        ("", _) => "a device of the system".to_owned(),
+        (kind, _) => format!("of kind {kind}"),
+    };
+    TunError::WrongKind { name: name.to_owned(), found }
+}
+
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    if name.len() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: ifreq is a C struct of integers and a union of such; all zeros is a value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}
+
+/// linux/if_tun.h. Their numbers are of `int` although some take an `ifreq`.
+mod ioctl {
+    use std::mem::size_of;
+
+    use libc::{c_int, ifreq};
+
+    nix::ioctl_readwrite_bad!(set_interface, nix::request_code_write!(b'T', 202, size_of::<c_int>()), ifreq);
+    nix::ioctl_write_int!(set_offload, b'T', 208);
+    nix::ioctl_write_ptr!(set_vnet_header_size, b'T', 216, c_int);
+    nix::ioctl_write_ptr_bad!(set_queue, nix::request_code_write!(b'T', 217, size_of::<c_int>()), ifreq);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use podgate_core::packet::{Checksum, Gso};
+
+    use super::*;
+
+    /// From here to the end of a test's namespace; names need not differ, since each test has its own.
+    fn open_or_skip(queues: u16) -> Option<(Netns, Tun)> {
+        let opened = Netns::anonymous().map_err(|error| error.to_string()).and_then(|netns| {
+            let tun = Tun::open("pg0", queues, &netns).map_err(|error| error.to_string())?;
+            Ok((netns, tun))
+        });
+        opened.inspect_err(|error| eprintln!("skipped: {error}")).ok()
+    }
+
+    fn up(tun: &mut Tun, netns: &Netns) {
+        tun.set_mtu(9000).unwrap();
+        assert_eq!(tun.mtu().unwrap(), 9000);
+        // An address with a prefix of 31 bits makes the other one reachable through the device.
+        netns
+            .run(|| {
+                let mut config = tun::Configuration::default();
+                config.tun_name("pg0").raw_fd(tun.queues[0].as_raw_fd()).close_fd_on_drop(false);
+                let mut device = tun::create(&config).unwrap();
+                device.set_address("10.9.0.1".parse().unwrap()).unwrap();
+                device.set_netmask("255.255.255.0".parse().unwrap()).unwrap();
+            })
+            .unwrap();
+        tun.bring_up().unwrap();
+    }
+
+    /// The next IPv4 frame from any of the queues (a new interface also sends router solicitations).
+    fn next(queues: &[Queue], buf: &mut [u8]) -> (usize, Offload) {
+        loop {
+            let mut polled: Vec<_> = queues.iter().map(|queue| PollFd::new(queue.as_fd(), PollFlags::POLLIN)).collect();
+            assert!(poll(&mut polled, PollTimeout::from(5000u16)).unwrap() > 0, "no frame within 5 s");
+            for queue in queues {
+                match queue.read(buf).unwrap() {
+                    Some((len, offload)) if buf[0] >> 4 == 4 => return (len, offload),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_datagram_is_read_and_its_answer_is_written() {
+        let Some((netns, mut tun)) = open_or_skip(2) else { return };
+        assert!(tun.features().checksum && tun.features().tso);
+        up(&mut tun, &netns);
+        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:700").unwrap()).unwrap();
+        socket.connect("10.9.0.2:900").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.send(b"question").unwrap();
+        let mut buf = vec![0; 70_000];
+        let (len, offload) = next(&tun.queues, &mut buf);
+        assert_eq!(offload, Offload { checksum: Checksum::Partial, gso: Gso::None });
+        assert_eq!(&buf[12..24], &[10, 9, 0, 1, 10, 9, 0, 2, 700u16.to_be_bytes()[0], 700u16.to_be_bytes()[1], 3, 132]);
+        assert_eq!(&buf[28..len], b"question");
+
+        // Turned round: the header sum and the pseudo sum do not change when source and destination are exchanged.
+        let (head, payload) = buf[..len].split_at_mut(28);
+        head[12..20].rotate_left(4);
+        head[20..24].rotate_left(2);
+        payload.copy_from_slice(b"response");
+        let header = [1, 0, 0, 0, 0, 0, 20, 0, 6, 0];
+        tun.queues[1].write(&header, &[IoSlice::new(head), IoSlice::new(&payload[..3]), IoSlice::new(&payload[3..])]).unwrap();
+        let mut answer = [0; 100];
+        let len = socket.recv(&mut answer).unwrap();
+        assert_eq!(&answer[..len], b"response");
+    }
+
+    #[test]
+    fn a_frame_longer_than_the_buffer_is_an_error_and_the_queue_goes_on() {
+        let Some((netns, mut tun)) = open_or_skip(1) else { return };
+        up(&mut tun, &netns);
+        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
+        let queue = &tun.queues[0];
+        let mut buf = vec![0; 1028];
+        while queue.read(&mut buf).unwrap().is_some() {}
+        for (payload, fits) in [(1001, false), (1000, true)] {
+            socket.send_to(&vec![7; payload], "10.9.0.2:900").unwrap();
+            loop {
+                poll(&mut [PollFd::new(queue.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5000u16)).unwrap();
+                match queue.read(&mut buf) {
+                    Ok(Some(_)) if buf[0] >> 4 == 6 => continue,
+                    Ok(Some((len, _))) => assert!(fits && len == 1028),
+                    Ok(None) => continue,
+                    Err(error) => assert!(!fits && error.raw_os_error() == Some(libc::EMSGSIZE), "{error}"),
+                }
+                break;
+            }
+        }
+    }
+
+    #[test]
+    fn a_detached_queue_gets_nothing_until_it_is_attached_again() {
+        let Some((netns, mut tun)) = open_or_skip(2) else { return };
+        up(&mut tun, &netns);
+        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
+        let mut buf = vec![0; 2000];
+        tun.queues[1].set_attachment(Attachment::Detached).unwrap();
+        assert_eq!(tun.queues[1].read(&mut buf).unwrap(), None);
+        for port in 1000..1016 {
+            socket.send_to(b"x", ("10.9.0.2", port)).unwrap();
+            next(&tun.queues[..1], &mut buf);
+        }
+        assert_eq!(tun.queues[1].read(&mut buf).unwrap(), None);
+        tun.queues[1].set_attachment(Attachment::Attached).unwrap();
+        tun.queues[0].set_attachment(Attachment::Detached).unwrap();
+        socket.send_to(b"x", "10.9.0.2:2000").unwrap();
+        next(&tun.queues[1..], &mut buf);
+    }
+
+    #[test]
+    fn the_device_outlives_its_process_and_is_attached_to_again_but_not_twice() {
+        let Some((netns, mut tun)) = open_or_skip(2) else { return };
+        tun.set_mtu(4321).unwrap();
+        assert!(matches!(Tun::open("pg0", 1, &netns), Err(TunError::Busy { queues: 2, .. })));
+        drop(tun);
+        let tun = Tun::open("pg0", 3, &netns).unwrap();
+        assert_eq!((tun.mtu().unwrap(), tun.queues.len()), (4321, 3));
+        drop(tun);
+        assert_eq!(Tun::remove("pg0", &netns).unwrap(), Removed::Removed);
+        assert_eq!(Tun::remove("pg0", &netns).unwrap(), Removed::Absent);
+    }
+
+    #[test]
+    fn other_devices_are_refused_by_what_they_are_and_left_alone() {
+        let Some((netns, _tun)) = open_or_skip(1) else { return };
+        netns
+            .run(|| {
+                for (name, layer) in [("single", tun::Layer::L3), ("tap", tun::Layer::L2)] {
+                    let mut config = tun::Configuration::default();
+                    config.tun_name(name).layer(layer);
+                    tun::create(&config).unwrap().persist().unwrap();
+                }
+            })
+            .unwrap();
+        for (name, found) in [("single", "a TUN with a single queue"), ("tap", "a TAP"), ("lo", "a device of the system")] {
+            match Tun::open(name, 1, &netns) {
+                Err(TunError::WrongKind { found: what, .. }) => assert_eq!(what, found),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+        assert!(matches!(Tun::remove("tap", &netns), Err(TunError::WrongKind { .. })));
+        assert!(matches!(Tun::open("a name", 1, &netns), Err(TunError::Name(_))));
+        assert!(matches!(Tun::open("pg1", 0, &netns), Err(TunError::QueueCount { .. })));
+    }
+
+    #[test]
+    fn a_feature_that_is_switched_off_is_off_for_every_queue() {
+        let Some((_netns, tun)) = open_or_skip(2) else { return };
+        assert_eq!(tun.queues[1].disable(Feature::Uso).unwrap(), Features { checksum: true, tso: true, uso: false });
+        assert_eq!(tun.queues[0].disable(Feature::Tso).unwrap(), Features { checksum: true, tso: false, uso: false });
+        assert_eq!(tun.queues[0].disable(Feature::Checksum).unwrap(), Features::default());
+        assert_eq!(tun.features(), tun.queues[1].features());
+    }
+}
