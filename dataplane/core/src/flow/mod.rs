@@ -1,10 +1,51 @@
 //! The flow table: shared by all workers, lock-free, on borrowed memory.
+//!
+//! No hash keeps the two directions of a translated flow on one queue, so any worker may meet any packet of it, and two may meet the
+//! first packet of one connection at once. The table is a [`FlowTable`], a view of two slices that the runtime maps from a file:
+//!
+//! - [`Record`]s of 128 bytes, one for each flow, which holds both of its tuples;
+//! - [`Bucket`]s of eight entries, the index. A flow has two entries, one for its original and one for its reply tuple, each in one of the
+//!   two buckets that a keyed hash of the tuple names. A tuple is the key of at most one live flow, whichever the direction: to insert the
+//!   reply tuple *is* to reserve the SNAT port in it.
+//!
+//! A record's control word says who may do what with it. It changes by compare-and-swap, and the version in it grows each time the record
+//! is freed:
+//!
+//! | state | means | who may change the record | leaves by |
+//! |---|---|---|---|
+//! | free | nobody's | whoever claims it | claim |
+//! | claimed | a worker creates a flow in it; its entries appear but readers pass over them | its owner alone; a rival may abort it | commit, abort, undo |
+//! | aborted | a rival for one of its tuples came first | its owner alone, which frees it | undo |
+//! | live | a flow: the tuples do not change; `last_seen` and the stage do, by any worker | nobody | `end` |
+//! | dying | `end` takes its entries out of the index | the one caller whose `end` won | free |
+//!
+//! The commit is one compare-and-swap, so a reader sees both directions of a flow or neither. A killed process leaves records in any of
+//! these states and an index that may lag behind; [`FlowTable::recover`] rebuilds the index from the live records and frees the rest.
+//!
+//! Files: `hash` (the keyed hash), `record` (the words of a record), `index` (the buckets), `insert` (how a flow is created and two
+//! workers agree), `tcp` (stages), `table` (everything else).
+//!
+//! Read first: passt's `flow.h` for the manner, the kernel's `nf_conntrack_core.c` (`__nf_conntrack_confirm`, `early_drop`) for the job.
 
-use std::net::IpAddr;
+mod hash;
+mod index;
+mod insert;
+mod record;
+mod sync;
+mod table;
+mod tcp;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
-use crate::addr::{Addr, Tuple};
-use crate::verdict::WorkerId;
+use crate::addr::{Tuple, protocol};
+
+pub use hash::Hash;
+pub use index::Bucket;
+pub use insert::Cursor;
+pub use record::Record;
+pub use table::{FlowTable, OwnedFlows, Recovered, Swept, layout};
 
 /// Lifetimes of flows, as nf_conntrack's defaults unless configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +66,22 @@ pub struct Timeouts {
     pub icmp: Duration,
     /// Any other protocol.
     pub other: Duration,
+}
+
+impl Timeouts {
+    /// How long a flow of `protocol` may be silent in `stage`.
+    pub const fn lifetime(&self, protocol: u8, stage: Stage) -> Duration {
+        match (protocol, stage) {
+            (protocol::TCP, Stage::Opening) => self.tcp_opening,
+            (protocol::TCP, Stage::Established) => self.tcp_established,
+            (protocol::TCP, Stage::Closing) => self.tcp_closing,
+            (protocol::TCP, Stage::Reset) => self.tcp_reset,
+            (protocol::UDP, Stage::Opening) => self.udp_unreplied,
+            (protocol::UDP, _) => self.udp_replied,
+            (protocol::ICMP | protocol::ICMPV6, _) => self.icmp,
+            _ => self.other,
+        }
+    }
 }
 
 impl Default for Timeouts {
@@ -89,11 +146,12 @@ pub struct NewFlow {
 
 /// Which way a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Direction {
     /// From the opener.
-    Original,
+    Original = 0,
     /// To the opener.
-    Reply,
+    Reply = 1,
 }
 
 /// The stage of a flow's life; it decides its lifetime.
@@ -174,25 +232,3 @@ pub struct FlowView {
     /// Milliseconds since it was created.
     pub age_ms: u64,
 }
-
-/// For tests and tools: which flows `end_matching` ends.
-#[allow(dead_code)]
-fn _unused(_: IpAddr, _: Addr, _: WorkerId) {}
-
-/// The table: a view of borrowed memory, cheap to copy.
-#[derive(Clone, Copy, Debug)]
-pub struct FlowTable<'a> {
-    records: &'a [Record],
-    buckets: &'a [Bucket],
-    key: [u64; 2],
-}
-
-/// One flow: 128 bytes of atomics.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
-pub struct Record([std::sync::atomic::AtomicU64; 16]);
-
-/// One bucket of the index: 64 bytes of atomics.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
-pub struct Bucket([std::sync::atomic::AtomicU64; 8]);

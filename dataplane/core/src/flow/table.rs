@@ -1,0 +1,325 @@
+//! The table: lookups, the life of a flow after its creation, and what operators and a successor process need.
+
+use std::fmt;
+
+use super::hash::{self, Hash, tuple_words};
+use super::index::{BUCKET_ENTRIES, Bucket, Buckets, Entry};
+use super::record::{COARSE_MS, Ctrl, Record, State, Words};
+use super::sync::Ordering;
+use super::{Direction, Flow, FlowRef, FlowView, Now, Stage, Timeouts};
+use crate::addr::{Tuple, protocol};
+use crate::verdict::WorkerId;
+
+/// The table: a view of borrowed memory, cheap to copy.
+#[derive(Clone, Copy)]
+pub struct FlowTable<'a> {
+    pub(super) records: &'a [Record],
+    pub(super) index: Buckets<'a>,
+    key: [u64; 2],
+}
+
+/// What one step of [`FlowTable::sweep`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Flows that it ended because their time was up.
+    pub expired: usize,
+    /// Records that it looked at.
+    pub examined: usize,
+}
+
+/// What [`FlowTable::recover`] found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Flows that live on.
+    pub live: usize,
+    /// Records freed that were left in the middle of a creation or an end.
+    pub unfinished: usize,
+    /// Records freed that made no sense, held a tuple of another flow, or found no place in the index.
+    pub discarded: usize,
+}
+
+/// How many records and buckets a table for `capacity` flows has: the index is a power of two and at most 70 % full.
+pub const fn layout(capacity: usize) -> (usize, usize) {
+    let records = if capacity == 0 { 1 } else { capacity };
+    let buckets = (2 * records * 10).div_ceil(7 * BUCKET_ENTRIES).next_power_of_two();
+    (records, if buckets < 2 { 2 } else { buckets })
+}
+
+impl<'a> FlowTable<'a> {
+    /// A table on `records` and `buckets` (see [`layout`]), which are all zero or were filled by a table with this `key`. The key is secret,
+    /// drawn at random once for each boot. Memory that another process filled wants [`FlowTable::recover`] first.
+    ///
+    /// # Panics
+    ///
+    /// If there is no record, or more than 2^32 - 2, or the number of buckets is not a power of two from 2 up.
+    pub fn new(key: [u64; 2], records: &'a [Record], buckets: &'a [Bucket]) -> FlowTable<'a> {
+        assert!(!records.is_empty() && records.len() < u32::MAX as usize, "a flow table has 1 to 2^32 - 2 records, not {}", records.len());
+        assert!(buckets.len().is_power_of_two() && buckets.len() >= 2, "the buckets of a flow table are a power of two, not {}", buckets.len());
+        FlowTable { records, index: Buckets(buckets), key }
+    }
+
+    /// The hash of a tuple under this table's key.
+    #[inline]
+    pub fn hash(&self, tuple: &Tuple) -> Hash {
+        hash::hash(self.key, tuple)
+    }
+
+    /// Brings the index entries of `hash` nearer: for a whole batch, before its lookups. See also [`FlowTable::warm_record`].
+    #[inline]
+    pub fn warm(&self, hash: Hash) {
+        self.index.warm(hash);
+    }
+
+    /// Brings the record of `hash` nearer, if there seems to be one: for a whole batch, after `warm` and before its lookups.
+    #[inline]
+    pub fn warm_record(&self, hash: Hash) {
+        if let Some(record) = self.index.candidates(hash).next().and_then(|entry| self.records.get(entry.record() as usize)) {
+            std::hint::black_box(record.ctrl(Ordering::Relaxed));
+            std::hint::black_box(record.service());
+        }
+    }
+
+    /// The flow that has this tuple, in either direction.
+    #[inline]
+    pub fn lookup(&self, tuple: &Tuple) -> Option<Flow> {
+        self.lookup_hashed(tuple, self.hash(tuple))
+    }
+
+    /// [`FlowTable::lookup`] of a tuple whose hash is known.
+    ///
+    /// It looks at each entry of two buckets once, so it never waits: a flow that ends or is replaced meanwhile is missed, and was
+    /// indeed absent at some moment of the lookup.
+    #[inline]
+    pub fn lookup_hashed(&self, tuple: &Tuple, hash: Hash) -> Option<Flow> {
+        let key = tuple_words(tuple);
+        self.index.candidates(hash).find_map(|entry| {
+            let (version, words) = self.records.get(entry.record() as usize)?.read_live()?;
+            if words.is(entry.direction(), &key) { words.flow(entry.record(), version, entry.direction()) } else { None }
+        })
+    }
+
+    /// Notes a packet of `flow`, in its direction, and says which stage the flow is in after it. `tcp_flags` is the flags octet of a TCP
+    /// segment; `None` for another protocol or a fragment without a header. Harmless if the flow is gone.
+    #[inline]
+    pub fn touch(&self, flow: &Flow, now: Now, tcp_flags: Option<u8>) -> Stage {
+        let Some(record) = self.live(flow.at) else { return flow.stage };
+        record.see(now);
+        if tcp_flags.is_none() && flow.original.protocol == protocol::TCP {
+            // A fragment without the TCP header shows that the connection is alive, and nothing else.
+            return flow.stage;
+        }
+        record.advance(flow.at.version, |life| life.after(flow.direction, tcp_flags)).map_or(flow.stage, |life| life.stage)
+    }
+
+    /// Whether a segment of `flow` with these TCP flags opens a new connection: a SYN of the opener after a reset or after both FINs. The
+    /// caller then ends this flow and inserts anew. A retransmitted SYN opens nothing.
+    pub fn opens_anew(&self, flow: &Flow, tcp_flags: u8) -> bool {
+        let life = self.live(flow.at).and_then(|record| record.life(flow.at.version));
+        life.is_some_and(|life| life.opens_anew(flow.direction, tcp_flags))
+    }
+
+    /// Ends a flow. `true` for the one caller who did it; `false` if it had ended before.
+    pub fn end(&self, at: FlowRef) -> bool {
+        let Some(dying) = self.mark_dying(at) else { return false };
+        self.bury(at.index, dying);
+        true
+    }
+
+    /// Ends every flow that `over` says is over, and says how many. It reads the whole table: for the control thread, when a pod's address is
+    /// taken back or a UDP backend leaves.
+    pub fn end_matching(&self, mut over: impl FnMut(&Flow) -> bool) -> usize {
+        (0..self.records.len() as u32).filter_map(|index| self.flow_at(index)).filter(|(flow, _)| over(flow) && self.end(flow.at)).count()
+    }
+
+    /// Whether the flow is still there.
+    #[inline]
+    pub fn is_live(&self, at: FlowRef) -> bool {
+        self.live(at).is_some()
+    }
+
+    /// Looks at the next `records` records from `cursor` on and ends flows whose time is up. One worker's small step between batches; workers
+    /// may sweep different parts or the same.
+    pub fn sweep(&self, cursor: &mut usize, records: usize, now: Now, timeouts: &Timeouts) -> Swept {
+        let mut swept = Swept::default();
+        for _ in 0..records.min(self.records.len()) {
+            let index = *cursor % self.records.len();
+            *cursor = (index + 1) % self.records.len();
+            swept.examined += 1;
+            let record = &self.records[index];
+            // Acquire pairs with the Release of the commit: the words below are this flow's, or a later one's, and then `end` refuses.
+            let ctrl = record.ctrl(Ordering::Acquire);
+            if ctrl.state() != State::Live {
+                continue;
+            }
+            let Some(life) = record.life(ctrl.version()) else { continue };
+            let lifetime = timeouts.lifetime(record.protocol(), life.stage).as_millis() as u64;
+            // `last_seen` may be a coarse step behind the last packet.
+            let over = now.0.saturating_sub(record.last_seen()) >= lifetime.saturating_add(COARSE_MS);
+            if over && self.end(FlowRef { index: index as u32, version: ctrl.version() }) {
+                swept.expired += 1;
+            }
+        }
+        swept
+    }
+
+    /// Frees what a worker that died left in the middle of an insertion, and says how many records that were. Only after that worker's thread
+    /// has ended, and before another takes its number.
+    pub fn abandon(&self, worker: WorkerId) -> usize {
+        let mut freed = 0;
+        for (index, record) in self.records.iter().enumerate() {
+            let Some((ctrl, words)) = record.read() else { continue };
+            if ctrl.owner() != worker || !matches!(ctrl.state(), State::Claimed | State::Aborted) {
+                continue;
+            }
+            // If the words were not yet written there is no entry either, and nothing is found to remove.
+            self.forget(index as u32, &words);
+            record.free(ctrl);
+            freed += 1;
+        }
+        freed
+    }
+
+    /// Makes the table whole after the process that used it is gone, whatever it was doing: the index is rebuilt from the live records, which
+    /// all live on under their versions; unfinished ones are freed. Only while nobody else uses the table.
+    pub fn recover(&self) -> Recovered {
+        self.index.clear();
+        let mut recovered = Recovered::default();
+        for (index, record) in self.records.iter().enumerate() {
+            let ctrl = record.ctrl(Ordering::Acquire);
+            match ctrl.state() {
+                State::Free => {}
+                State::Claimed | State::Aborted | State::Dying => {
+                    record.free(ctrl);
+                    recovered.unfinished += 1;
+                }
+                State::Live if self.reinstate(index as u32) => recovered.live += 1,
+                State::Live => {
+                    record.free(ctrl);
+                    recovered.discarded += 1;
+                }
+            }
+        }
+        recovered
+    }
+
+    /// Every flow, for operators. It reads the table while the workers go on: a flow that lives all the while is there once.
+    pub fn views(self, now: Now) -> impl Iterator<Item = FlowView> + 'a {
+        (0..self.records.len() as u32).filter_map(move |index| {
+            let (flow, words) = self.flow_at(index)?;
+            Some(FlowView { flow, idle_ms: now.0.saturating_sub(words.last_seen()), age_ms: now.0.saturating_sub(words.created()) })
+        })
+    }
+
+    /// How many flows there are, by counting.
+    pub fn len(&self) -> usize {
+        self.records.iter().filter(|record| record.ctrl(Ordering::Relaxed).state() == State::Live).count()
+    }
+
+    /// Whether there is no flow, by looking.
+    pub fn is_empty(&self) -> bool {
+        self.records.iter().all(|record| record.ctrl(Ordering::Relaxed).state() != State::Live)
+    }
+
+    /// How many flows it can hold.
+    pub fn capacity(&self) -> usize {
+        self.records.len()
+    }
+
+    /// First half of `end`: the flow is no longer found. `None`: it is not live, or another caller was first.
+    pub(super) fn mark_dying(&self, at: FlowRef) -> Option<Ctrl> {
+        let record = self.records.get(at.index as usize)?;
+        let ctrl = record.ctrl(Ordering::Relaxed);
+        if ctrl.version() != at.version || ctrl.state() != State::Live {
+            return None;
+        }
+        let dying = ctrl.with(State::Dying);
+        // Acquire pairs with the Release of the commit: `bury` reads the flow's words.
+        record.change(ctrl, dying, Ordering::Acquire).ok()?;
+        Some(dying)
+    }
+
+    /// Second half of `end`: out of the index, and free.
+    fn bury(&self, index: u32, dying: Ctrl) {
+        let record = &self.records[index as usize];
+        // The version cannot change, since the record is ours.
+        if let Some((_, words)) = record.read() {
+            self.forget(index, &words);
+        }
+        record.free(dying);
+    }
+
+    /// Takes both entries of a record that the caller holds out of the index.
+    fn forget(&self, index: u32, words: &Words) {
+        for direction in [Direction::Original, Direction::Reply] {
+            let hash = self.hash(&words.tuple(direction));
+            self.index.remove(hash, Entry::new(hash, direction, index));
+        }
+    }
+
+    /// Puts a live record's entries back into the index; `false` if it makes no sense or there is no place.
+    fn reinstate(&self, index: u32) -> bool {
+        let Some((flow, words)) = self.flow_at(index) else { return false };
+        if flow.original == flow.reply || self.lookup(&flow.original).is_some() || self.lookup(&flow.reply).is_some() {
+            return false;
+        }
+        let placed = [(Direction::Original, &flow.original), (Direction::Reply, &flow.reply)].into_iter().all(|(direction, tuple)| {
+            let hash = self.hash(tuple);
+            self.index.place(hash, Entry::new(hash, direction, index))
+        });
+        if !placed {
+            self.forget(index, &words);
+        }
+        placed
+    }
+
+    #[inline]
+    fn live(&self, at: FlowRef) -> Option<&'a Record> {
+        let record = self.records.get(at.index as usize)?;
+        // Relaxed: whoever asks already read this flow, and what it writes next carries the version or does no harm.
+        let ctrl = record.ctrl(Ordering::Relaxed);
+        (ctrl.version() == at.version && ctrl.state() == State::Live).then_some(record)
+    }
+
+    fn flow_at(&self, index: u32) -> Option<(Flow, Words)> {
+        let (version, words) = self.records[index as usize].read_live()?;
+        Some((words.flow(index, version, Direction::Original)?, words))
+    }
+}
+
+impl fmt::Debug for FlowTable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither a million records nor the key.
+        f.debug_struct("FlowTable").field("capacity", &self.capacity()).finish_non_exhaustive()
+    }
+}
+
+/// A table that owns its memory: for tests, the simulator and benches.
+pub struct OwnedFlows {
+    records: Box<[Record]>,
+    buckets: Box<[Bucket]>,
+    key: [u64; 2],
+}
+
+impl OwnedFlows {
+    /// An empty table for `capacity` flows.
+    pub fn new(capacity: usize, key: [u64; 2]) -> OwnedFlows {
+        let (records, buckets) = layout(capacity);
+        OwnedFlows::with_layout(records, buckets, key)
+    }
+
+    /// An empty table of this many records and buckets.
+    pub(super) fn with_layout(records: usize, buckets: usize, key: [u64; 2]) -> OwnedFlows {
+        OwnedFlows { records: (0..records).map(|_| Record::default()).collect(), buckets: (0..buckets).map(|_| Bucket::default()).collect(), key }
+    }
+
+    /// The table.
+    pub fn table(&self) -> FlowTable<'_> {
+        FlowTable::new(self.key, &self.records, &self.buckets)
+    }
+}
+
+impl fmt::Debug for OwnedFlows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.table().fmt(f)
+    }
+}
