@@ -1,1 +1,3 @@
-//! (being written)
+//! Podgate.
+
+pub mod netlink;
