@@ -1,0 +1,279 @@
+//! The file's shape, key by key, before anything is compared with anything else.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use super::ConfigError;
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Raw {
+    pub node: Option<String>,
+    pub underlay: Option<RawUnderlay>,
+    pub overlay: Option<RawOverlay>,
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Option<Vec<IpNetwork>>,
+    #[serde(rename = "serviceCIDRs")]
+    pub service_cidrs: Option<Vec<IpNetwork>>,
+    pub node_ports: Option<PortRange>,
+    pub node_port_addresses: Option<RawNodePortAddresses>,
+    pub masquerade: Option<RawMasquerade>,
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Option<RawExternalIps>,
+    pub health: Option<RawListen>,
+    pub metrics: Option<RawListen>,
+    pub source: Option<RawSource>,
+    pub runtime_dir: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
+    pub attach: Option<RawAttach>,
+    pub workers: Option<RawWorkers>,
+    pub outside_to_pods: Option<RawOutsideToPods>,
+    pub devices: Option<RawDevices>,
+    pub flows: Option<RawFlows>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawUnderlay {
+    pub address: Option<OneOrMore<IpAddr>>,
+    pub interface: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawOverlay {
+    pub port: Option<u16>,
+    pub vni: Option<u32>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPorts {
+    pub ports: Option<Vec<PortRange>>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawExternalIps {
+    #[serde(default)]
+    pub allow: Vec<IpNetwork>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawListen {
+    pub address: SocketAddr,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSource {
+    pub directory: Option<PathBuf>,
+    pub kubernetes: Option<RawKubernetes>,
+    pub etcd: Option<RawEtcd>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawKubernetes {
+    pub server: Option<String>,
+    pub kubeconfig: Option<PathBuf>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEtcd {
+    pub endpoints: Vec<String>,
+    pub prefix: Option<String>,
+    pub ca: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub user: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawAttach {
+    Veth,
+    Tun,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawOutsideToPods {
+    Allow,
+    Drop,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawWorkers {
+    pub count: Option<u16>,
+    #[serde(default)]
+    pub cpus: Vec<u16>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDevices {
+    pub pods: Option<String>,
+    pub host: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFlows {
+    pub capacity: Option<u32>,
+}
+
+/// `30000-32767`, or one port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PortRange(pub RangeInclusive<u16>);
+
+impl std::str::FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PortRange, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let port = |text: &str| text.trim().parse::<u16>().ok().filter(|p| *p != 0);
+        match (port(first), port(last)) {
+            (Some(first), Some(last)) if first <= last => Ok(PortRange(first..=last)),
+            (Some(first), Some(last)) => Err(format!("`{text}` runs backwards; write {last}-{first}")),
+            _ => Err(format!("`{text}` is not a range of ports; write one as 30000-32767, each end from 1 to 65535")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PortRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<PortRange, D::Error> {
+        // A single port is a number in YAML; read as text it is the same to us.
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// One value, or a list of them.
+pub(super) struct OneOrMore<T>(pub Vec<T>);
+
+impl<'de, T: Deserialize<'de> + std::str::FromStr<Err: fmt::Display>> Deserialize<'de> for OneOrMore<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<OneOrMore<T>, D::Error> {
+        struct Either<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de> + std::str::FromStr<Err: fmt::Display>> Visitor<'de> for Either<T> {
+            type Value = OneOrMore<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an address, or a list of one of each family")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                let value = text.parse().map_err(|error| E::custom(format!("`{text}`: {error}")))?;
+                Ok(OneOrMore(vec![value]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(seq)).map(OneOrMore)
+            }
+        }
+        deserializer.deserialize_any(Either(PhantomData))
+    }
+}
+
+/// `primary`, or ranges.
+pub(super) enum RawNodePortAddresses {
+    Primary,
+    Within(Vec<IpNetwork>),
+}
+
+impl<'de> Deserialize<'de> for RawNodePortAddresses {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RawNodePortAddresses, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawNodePortAddresses;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`primary`, or a list of ranges")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                match text {
+                    "primary" => Ok(RawNodePortAddresses::Primary),
+                    _ => Err(E::custom(format!("`{text}` is neither `primary` nor a list of ranges such as [192.0.2.0/24]"))),
+                }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(seq)).map(RawNodePortAddresses::Within)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// `false`, or its ports.
+pub(super) enum RawMasquerade {
+    Off,
+    On(RawPorts),
+}
+
+impl<'de> Deserialize<'de> for RawMasquerade {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RawMasquerade, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawMasquerade;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("false, or {ports: [61000-65534]}")
+            }
+
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<Self::Value, E> {
+                Ok(if on { RawMasquerade::On(RawPorts { ports: None }) } else { RawMasquerade::Off })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                RawPorts::deserialize(MapAccessDeserializer::new(map)).map(RawMasquerade::On)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// Reads the shape, or says where it breaks.
+pub(super) fn parse(file: &Path, text: &str) -> Result<Raw, ConfigError> {
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| explain(file, &error))
+}
+
+fn explain(file: &Path, error: &serde_saphyr::Error) -> ConfigError {
+    let file = file.display().to_string();
+    let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+    let inner = error.without_snippet();
+    if let serde_saphyr::Error::SerdeUnknownField { field, expected, .. } = inner {
+        return ConfigError::UnknownKey { file, line, column, key: field.clone(), help: suggest(field, expected) };
+    }
+    // The location stands before the problem already.
+    let problem = inner.to_string();
+    let problem = match problem.split_once(" at line ") {
+        Some((problem, place)) if place.starts_with(|c: char| c.is_ascii_digit()) => problem.to_string(),
+        _ => problem,
+    };
+    ConfigError::Malformed { file, line, column, problem }
+}
+
+/// The known keys near `key`, or all of them.
+fn suggest(key: &str, known: &[&'static str]) -> String {
+    let quoted = |keys: Vec<&str>| keys.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+    // By the letters alone: a wrong capital or underscore is the commonest slip.
+    let plain = |text: &str| text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
+    let mut near: Vec<(f64, &str)> = known.iter().map(|k| (strsim::jaro_winkler(&plain(key), &plain(k)), *k)).filter(|(s, _)| *s >= 0.8).collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    match near.is_empty() {
+        false => format!("did you mean {}?", quoted(near.into_iter().take(3).map(|(_, k)| k).collect()).replace(", ", " or ")),
+        true => format!("the keys here are {}", quoted(known.to_vec())),
+    }
+}

@@ -1,0 +1,195 @@
+//! Every way to get a configuration wrong, with the words it is refused in.
+
+use super::*;
+
+const OK: &str = "underlay: {address: 192.0.2.1}\nsource: {directory: /etc/podgate/cluster.d}\n";
+
+fn host() -> HostFacts {
+    HostFacts { name: "node-1".into(), ephemeral_ports: 32768..=60999 }
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse("podgate.yaml".as_ref(), text, &host())
+}
+
+/// The error of a good file with `extra` in it.
+#[track_caller]
+fn error(extra: &str) -> String {
+    parse(&format!("{OK}{extra}\n")).expect_err(extra).to_string()
+}
+
+#[test]
+fn the_documented_example_is_read_whole() {
+    let text = "
+node: node-1                       # default: the host's name
+underlay: {address: 192.0.2.1}     # or {interface: eth0}; one or two addresses for dual stack
+overlay: {port: 4790, vni: 1}
+podCIDRs: [10.244.0.0/16]          # the cluster's; default 10.32.0.0/12
+serviceCIDRs: [10.96.0.0/16]
+nodePorts: 30000-32767
+nodePortAddresses: primary         # or CIDRs
+masquerade: {ports: [61000-65534]} # or false; only for traffic that leaves the cluster
+externalIPs: {allow: []}
+health: {address: 0.0.0.0:10256}
+metrics: {address: 127.0.0.1:10249}
+source:                            # exactly one
+  directory: /etc/podgate/cluster.d
+runtimeDir: /run/podgate           # socket, flow table
+stateDir: /var/lib/podgate         # address journal
+attach: veth                       # or tun
+workers: {count: 2, cpus: [2, 3]}  # default: chosen from the machine
+outsideToPods: allow               # or drop
+devices: {pods: pods, host: podgate}
+";
+    let config = parse(text).unwrap();
+    assert_eq!(config.pod_cidrs, ["10.244.0.0/16".parse().unwrap()]);
+    assert_eq!(config.node_ports, 30000..=32767);
+    assert_eq!(config.masquerade, Some(vec![61000..=65534]));
+    assert_eq!(config.workers, Some(Workers { count: 2, cpus: vec![2, 3] }));
+    // Everything but the pod range and the workers is the default.
+    let defaults = parse(OK).unwrap();
+    assert_eq!(defaults.pod_cidrs, ["10.32.0.0/12".parse().unwrap()]);
+    assert_eq!(defaults.flows.capacity, 262_144);
+    assert_eq!(Config { pod_cidrs: defaults.pod_cidrs.clone(), workers: None, ..config }, defaults);
+}
+
+#[test]
+fn the_other_forms_are_read_too() {
+    let text = "underlay: {address: [192.0.2.1, '2001:db8::1']}
+source: {etcd: {endpoints: ['http://192.0.2.10:2379'], user: 'root:secret'}}
+nodePortAddresses: [192.0.2.0/24]
+masquerade: false
+workers: {cpus: [1]}
+attach: tun
+outsideToPods: drop
+";
+    let config = parse(text).unwrap();
+    assert_eq!(config.underlay, Underlay::Addresses(vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]));
+    assert_eq!((config.attach, config.outside_to_pods), (Attach::Tun, OutsideToPods::Drop));
+    assert_eq!(config.masquerade, None);
+    assert_eq!(config.workers, Some(Workers { count: 1, cpus: vec![1] }));
+    assert_eq!(config.node_port_addresses, NodePortAddresses::Within(vec!["192.0.2.0/24".parse().unwrap()]));
+    assert_eq!(config.source.kind(), "etcd");
+    assert!(!format!("{config:?}").contains("secret"), "a password never reaches a log");
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_place_and_near_matches() {
+    assert_eq!(error("podCidrs: [10.0.0.0/8]"), "podgate.yaml:3:1: unknown key `podCidrs`; did you mean `podCIDRs`?");
+    assert_eq!(error("overlay: {port: 4790, vnl: 1}"), "podgate.yaml:3:23: unknown key `vnl`; did you mean `vni`?");
+    assert_eq!(error("flows: {size: 1}"), "podgate.yaml:3:9: unknown key `size`; the keys here are `capacity`");
+    assert_eq!(error("masquerade: {port: [61000-65534]}"), "podgate.yaml:3:14: unknown key `port`; did you mean `ports`?");
+}
+
+#[test]
+fn a_malformed_value_is_refused_with_its_place() {
+    for (extra, place) in [
+        ("podCIDRs: [10.244.0.0/33]", "podgate.yaml:3:12: "),
+        ("nodePorts: 32767-30000", "podgate.yaml:3:12: "),
+        ("nodePorts: many", "podgate.yaml:3:12: "),
+        ("attach: bridge", "podgate.yaml:3:9: "),
+        ("health: {address: 10256}", "podgate.yaml:3:19: "),
+        ("nodePortAddresses: all", "podgate.yaml:3:20: "),
+        ("overlay: [", "podgate.yaml:"),
+        ("node: a\nnode: b", "podgate.yaml:4:1: "),
+    ] {
+        let error = error(extra);
+        assert!(error.starts_with(place), "{extra}: {error}");
+    }
+    assert!(error("nodePorts: 32767-30000").contains("`32767-30000` runs backwards; write 30000-32767"));
+    assert!(error("nodePortAddresses: all").contains("`all` is neither `primary` nor a list of ranges such as [192.0.2.0/24]"));
+}
+
+#[test]
+fn ranges_that_overlap_are_named_both() {
+    assert_eq!(
+        error("podCIDRs: [10.96.0.0/12]"),
+        "podgate.yaml: podCIDRs and serviceCIDRs: pod range 10.96.0.0/12 overlaps service range 10.96.0.0/16; choose ranges that do not overlap"
+    );
+    assert_eq!(
+        error("podCIDRs: [192.0.0.0/16]"),
+        "podgate.yaml: underlay and podCIDRs: the node's address 192.0.2.1 lies in the pod range 192.0.0.0/16; choose a pod range that holds no node"
+    );
+    assert_eq!(
+        error("serviceCIDRs: [192.0.2.0/24]"),
+        "podgate.yaml: underlay and serviceCIDRs: the node's address 192.0.2.1 lies in the service range 192.0.2.0/24; \
+         choose a service range that holds no node"
+    );
+    assert_eq!(error("podCIDRs: [10.0.0.0/24, 10.0.0.128/25]"), "podgate.yaml: podCIDRs: 10.0.0.0/24 overlaps 10.0.0.128/25; keep ranges apart");
+    assert_eq!(error("podCIDRs: [10.244.0.1/16]"), "podgate.yaml: podCIDRs: 10.244.0.1/16 has bits set behind its prefix; write 10.244.0.0/16");
+}
+
+#[test]
+fn ports_that_could_be_taken_for_one_another_are_refused() {
+    assert_eq!(
+        error("masquerade: {ports: [61000-65535]}"),
+        "podgate.yaml: masquerade.ports: 61000-65535 ends above 65534; write 61000-65534: a routing rule takes no higher port"
+    );
+    assert_eq!(
+        error("masquerade: {ports: [32000-32700]}"),
+        "podgate.yaml: masquerade.ports and nodePorts: 32000-32700 overlaps 30000-32767; \
+         keep them apart: a reply could not be told from a new connection"
+    );
+    assert_eq!(
+        error("masquerade: {ports: [60000-65534]}"),
+        "podgate.yaml: masquerade.ports: 60000-65534 overlaps the host's ephemeral range 32768-60999 (net.ipv4.ip_local_port_range); \
+         choose ports outside it, or narrow that range with sysctl"
+    );
+    assert_eq!(
+        error("overlay: {port: 30001}"),
+        "podgate.yaml: nodePorts and overlay.port: 30000-32767 holds port 30001; move one of them"
+    );
+    assert_eq!(
+        error("masquerade: {ports: [62000-63000, 61000-62000]}"),
+        "podgate.yaml: masquerade.ports: 61000-62000 overlaps 62000-63000; keep ranges apart"
+    );
+    assert_eq!(
+        error("metrics: {address: 127.0.0.1:10256}"),
+        "podgate.yaml: health.address and metrics.address: both use port 10256; give each a port of its own"
+    );
+    assert!(error("nodePorts: 1-32767").contains("starts below 1024"));
+}
+
+#[test]
+fn impossible_single_values_are_refused() {
+    assert_eq!(
+        error("overlay: {vni: 16777216}"),
+        "podgate.yaml: overlay.vni: 16777216 does not fit 24 bits; write a number up to 16777215, the same on every node"
+    );
+    assert_eq!(
+        error("devices: {pods: a-name-of-16-chr}"),
+        "podgate.yaml: devices.pods: `a-name-of-16-chr` cannot be an interface's name; write 1 to 15 characters without `/`, `:` and blanks"
+    );
+    assert!(error("devices: {pods: podgate}").contains("pods and host are both `podgate`"));
+    assert!(error("node: Node_1").contains("`Node_1` cannot be a node's name"));
+    assert!(error("runtimeDir: run").contains("`run` is a relative path"));
+    assert!(error("workers: {count: 0}").contains("0 is not between 1 and 256"));
+    assert!(error("workers: {count: 3, cpus: [1, 2]}").contains("count is 3 but cpus lists 2"));
+    assert!(error("workers: {cpus: [1, 1]}").contains("CPU 1 is listed twice"));
+    assert!(error("flows: {capacity: 10}").contains("10 is not between 1024 and 16777216"));
+    assert!(error("podCIDRs: []").contains("podCIDRs: is an empty list"));
+}
+
+#[test]
+fn exactly_one_source_and_one_kind_of_underlay_are_asked_for() {
+    let error = |text: &str| parse(text).unwrap_err().to_string();
+    let remedy = "write exactly one, for example source: {directory: /etc/podgate/cluster.d}";
+    assert_eq!(error("underlay: {address: 192.0.2.1}"), format!("podgate.yaml: source: is missing; {remedy}"));
+    assert_eq!(
+        error("underlay: {address: 192.0.2.1}\nsource: {directory: /a, kubernetes: {}}"),
+        format!("podgate.yaml: source: names directory and kubernetes; {remedy}")
+    );
+    let remedy = "write {address: 192.0.2.1}, a list with one address of each family, or {interface: eth0}";
+    assert_eq!(error("source: {directory: /a}"), format!("podgate.yaml: underlay: says neither address nor interface; {remedy}"));
+    assert_eq!(
+        error("source: {directory: /a}\nunderlay: {address: [192.0.2.1, 192.0.2.2]}"),
+        format!("podgate.yaml: underlay.address: has 2 IPv4 and 0 IPv6 addresses; {remedy}")
+    );
+    assert!(error("source: {directory: /a}\nunderlay: {address: 192.0.2.1, interface: eth0}").contains("has both address and interface"));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load("/nonexistent/podgate.yaml".as_ref()).unwrap_err().to_string();
+    assert!(error.starts_with("/nonexistent/podgate.yaml: cannot be read: No such file"), "{error}");
+}
