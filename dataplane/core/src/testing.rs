@@ -6,8 +6,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, TcpPacket, TcpSeqNumber, UdpPacket};
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet};
+use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, TcpPacket, TcpSeqNumber, UdpPacket};
 
 use crate::addr::{Addr, Tuple, protocol};
 use crate::packet::{Ingress, Offload, Packet};
