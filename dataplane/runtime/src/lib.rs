@@ -4,5 +4,7 @@
 
 mod link;
 pub mod netns;
+mod sys;
 pub mod tun;
+pub mod udp;
 pub mod vnet;

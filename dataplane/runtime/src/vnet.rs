@@ -13,6 +13,7 @@
 use podgate_core::addr::protocol;
 use podgate_core::packet::{Checksum, Gso, Offload};
 use podgate_core::parse::{Parsed, Transport};
+use podgate_core::wire::checksum::{Stored, Sum};
 
 /// The length of the header, which is what `TUNSETVNETHDRSZ` sets.
 pub const VNET_HEADER_LEN: usize = 10;
@@ -151,16 +152,8 @@ fn transport_checksum(packet: &[u8]) -> Option<usize> {
 /// What the kernel's `skb_checksum_help` does: the field holds the pseudo header's sum, so the sum from `start` on is the whole one.
 #[cold]
 fn finish(packet: &mut [u8], start: usize, at: usize) {
-    let sum = packet[start..].chunks(2).fold(0u64, |sum, pair| sum + u64::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
-    let mut folded = sum;
-    while folded >> 16 != 0 {
-        folded = (folded & 0xffff) + (folded >> 16);
-    }
-    let checksum = match !(folded as u16) {
-        // RFC 768: 0 means none; for TCP the two are equal in one's complement.
-        0 => 0xffff,
-        checksum => checksum,
-    };
+    // Never 0, which UDP would take for none; for TCP the two zeros are equal.
+    let Stored(checksum) = Sum::of(&packet[start..]).finish_udp();
     packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
 }
 
