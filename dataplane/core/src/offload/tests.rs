@@ -1,0 +1,418 @@
+use std::ops::Range;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::packet::{Ingress, Offload};
+use crate::parse::parse;
+use crate::testing;
+
+const ROOM: usize = 8;
+const FIN: u8 = 0x01;
+const PSH: u8 = 0x08;
+const ACK: u8 = 0x10;
+const CWR: u8 = 0x80;
+
+/// Every length and checksum, by somebody else's code.
+#[track_caller]
+pub(crate) fn etherparse_agrees(bytes: &[u8]) {
+    use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
+    let packet = PacketHeaders::from_ip_slice(bytes).expect("etherparse takes it");
+    let payload = packet.payload.slice();
+    let (found, expected) = match (packet.net.as_ref().expect("an IP header"), packet.transport.as_ref()) {
+        (NetHeaders::Ipv4(ip, _), transport) => {
+            assert_eq!(usize::from(ip.total_len), bytes.len());
+            assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+            match transport {
+                Some(TransportHeader::Tcp(tcp)) => (tcp.checksum, tcp.calc_checksum_ipv4(ip, payload).unwrap()),
+                Some(TransportHeader::Udp(udp)) => (udp.checksum, udp.calc_checksum_ipv4(ip, payload).unwrap()),
+                Some(TransportHeader::Icmpv4(icmp)) => (icmp.checksum, icmp.icmp_type.calc_checksum(payload)),
+                _ => (0, 0),
+            }
+        }
+        (NetHeaders::Ipv6(ip, _), transport) => {
+            assert_eq!(usize::from(ip.payload_length) + 40, bytes.len());
+            match transport {
+                Some(TransportHeader::Tcp(tcp)) => (tcp.checksum, tcp.calc_checksum_ipv6(ip, payload).unwrap()),
+                Some(TransportHeader::Udp(udp)) => (udp.checksum, udp.calc_checksum_ipv6(ip, payload).unwrap()),
+                Some(TransportHeader::Icmpv6(icmp)) => (icmp.checksum, icmp.icmp_type.calc_checksum(ip.source, ip.destination, payload).unwrap()),
+                _ => (0, 0),
+            }
+        }
+        _ => panic!("neither IPv4 nor IPv6"),
+    };
+    assert_eq!(found, expected, "transport checksum");
+}
+
+fn ends(v4: bool) -> (&'static str, &'static str) {
+    if v4 { ("10.0.0.1:1234", "10.0.1.2:80") } else { ("[fd00::1]:1234", "[fd00:1::2]:80") }
+}
+
+fn payload(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 7 + at / 251) as u8).collect()
+}
+
+fn tcp_frame(v4: bool, options: &[u8], flags: u8, len: usize) -> Vec<u8> {
+    let (src, dst) = ends(v4);
+    let mut bytes = testing::partial(&testing::tcp_with_options(src, dst, flags, options, &payload(len)));
+    if v4 {
+        bytes = with_id(bytes, 0xfffe);
+    }
+    bytes
+}
+
+fn with_id(mut bytes: Vec<u8>, id: u16) -> Vec<u8> {
+    put16(&mut bytes, 4, id);
+    put16(&mut bytes, 10, 0);
+    let checksum = Sum::of(&bytes[..20]).finish().0;
+    put16(&mut bytes, 10, checksum);
+    bytes
+}
+
+fn super_packet(bytes: &mut [u8], gso: Gso) -> Packet<'_> {
+    Packet { head: bytes, tail_len: 0, offload: Offload { checksum: Checksum::Partial, gso }, ingress: Ingress::Pods }
+}
+
+fn plan() -> SplitPlan {
+    SplitPlan::new(2048, 2048 * 160)
+}
+
+/// The packets that a split makes, one after the other.
+fn packets(plan: &SplitPlan, made: Range<usize>, payloads: &[u8]) -> Vec<Vec<u8>> {
+    plan.segments()[made].iter().map(|s| [&plan.scratch()[s.header.clone()][ROOM..], &payloads[s.payload.clone()]].concat()).collect()
+}
+
+fn split_all(bytes: &mut [u8], gso: Gso) -> Vec<Vec<u8>> {
+    let packet = super_packet(bytes, gso);
+    let parsed = parse(&packet).unwrap();
+    let mut plan = plan();
+    let made = split(&packet, &parsed, ROOM, &mut plan).unwrap();
+    packets(&plan, made, packet.head)
+}
+
+/// The packets as they lie in a receive buffer, each behind an encapsulation header.
+fn received(packets: &[Vec<u8>]) -> (Vec<u8>, Vec<Range<usize>>) {
+    let (mut buffer, mut ranges) = (Vec::new(), Vec::new());
+    for packet in packets {
+        buffer.extend_from_slice(&[0xee; ROOM]);
+        ranges.push(buffer.len()..buffer.len() + packet.len());
+        buffer.extend_from_slice(packet);
+    }
+    (buffer, ranges)
+}
+
+fn merged(packets: &[Vec<u8>]) -> Vec<(Vec<u8>, Offload, u16)> {
+    let (mut buffer, ranges) = received(packets);
+    let mut plan = MergePlan::new(ranges.len(), Merging::On, Merging::On);
+    assert_eq!(merge(&mut buffer, &ranges, &mut plan), ranges.len());
+    assert_eq!(plan.frames().iter().map(|frame| usize::from(frame.segments)).sum::<usize>(), packets.len(), "every packet is in one frame");
+    let frame_bytes = |frame: &Frame| {
+        let tails = plan.tails()[frame.tails.clone()].iter();
+        assert_eq!(tails.clone().map(|tail| tail.len()).sum::<usize>(), frame.tail_len);
+        [&buffer[frame.head.clone()], &tails.flat_map(|tail| &buffer[tail.clone()]).copied().collect::<Vec<u8>>()].concat()
+    };
+    plan.frames().iter().map(|frame| (frame_bytes(frame), frame.offload, frame.segments)).collect()
+}
+
+#[test]
+fn a_tcp_superframe_becomes_segments_with_consecutive_numbers_and_right_checksums() {
+    for v4 in [true, false] {
+        let mut frame = tcp_frame(v4, &[], ACK | PSH | FIN | CWR, 2500);
+        let made = split_all(&mut frame, Gso::Tcp { size: 1000, ecn: true });
+        assert_eq!(made.len(), 3);
+        let at = if v4 { 20 } else { 40 };
+        let of = |index: usize| (be32(&made[index], at + 4), made[index][at + 13], made[index].len());
+        assert_eq!(of(0), (1000, ACK | CWR, at + 1020));
+        assert_eq!(of(1), (2000, ACK, at + 1020));
+        assert_eq!(of(2), (3000, ACK | PSH | FIN, at + 520));
+        if v4 {
+            assert_eq!(made.iter().map(|bytes| be16(bytes, 4)).collect::<Vec<_>>(), [0xfffe, 0xffff, 0]);
+        }
+        for bytes in &made {
+            etherparse_agrees(bytes);
+            testing::verify(bytes);
+        }
+        let sent: Vec<u8> = made.iter().flat_map(|bytes| bytes[at + 20..].to_vec()).collect();
+        assert_eq!(sent, payload(2500));
+    }
+}
+
+#[test]
+fn a_udp_superframe_becomes_datagrams() {
+    for v4 in [true, false] {
+        let (src, dst) = ends(v4);
+        let mut frame = testing::partial(&testing::udp(src, dst, &payload(2500)));
+        let made = split_all(&mut frame, Gso::Udp { size: 1200 });
+        assert_eq!(made.iter().map(|bytes| bytes.len() - if v4 { 28 } else { 48 }).collect::<Vec<_>>(), [1200, 1200, 100]);
+        for bytes in &made {
+            etherparse_agrees(bytes);
+        }
+    }
+}
+
+#[test]
+fn a_computed_udp_checksum_of_zero_is_sent_as_its_other_form() {
+    for v4 in [true, false] {
+        let (src, dst) = ends(v4);
+        let plain = testing::udp(src, dst, &[0, 0]);
+        let at = if v4 { 20 } else { 40 };
+        // With the checksum itself as payload the sum is that of all ones.
+        let mut bytes = testing::partial(&testing::udp(src, dst, &plain[at + 6..at + 8]));
+        let made = split_all(&mut bytes.clone(), Gso::None);
+        assert_eq!(be16(&made[0], at + 6), 0xffff);
+        let mut packet = super_packet(&mut bytes, Gso::None);
+        let parsed = parse(&packet).unwrap();
+        finish_checksum(&mut packet, &parsed).unwrap();
+        assert_eq!(packet.head, made[0]);
+    }
+}
+
+#[test]
+fn a_plain_packet_is_one_segment_with_its_checksum_completed_and_its_padding_gone() {
+    for v4 in [true, false] {
+        let (src, dst) = ends(v4);
+        let whole = testing::tcp(src, dst, ACK, b"some data");
+        let mut padded = testing::partial(&whole);
+        padded.extend_from_slice(&[0; 6]);
+        assert_eq!(split_all(&mut padded, Gso::None), std::slice::from_ref(&whole));
+        let mut plan = plan();
+        let mut bytes = whole.clone();
+        let packet = testing::packet(&mut bytes, Ingress::Pods);
+        let parsed = parse(&packet).unwrap();
+        let made = split(&packet, &parsed, ROOM, &mut plan).unwrap();
+        assert_eq!(packets(&plan, made, packet.head), [whole]);
+    }
+}
+
+#[test]
+fn a_split_that_does_not_fit_the_plan_leaves_it_as_it_was() {
+    let mut frame = tcp_frame(true, &[], ACK, 3000);
+    let packet = super_packet(&mut frame, Gso::Tcp { size: 1000, ecn: false });
+    let parsed = parse(&packet).unwrap();
+    for (segments, bytes) in [(4, 1000), (100, 48 * 4)] {
+        let mut plan = SplitPlan::new(segments, bytes);
+        assert_eq!(split(&packet, &parsed, ROOM, &mut plan), Ok(0..3));
+        assert_eq!(split(&packet, &parsed, ROOM, &mut plan), Err(DropReason::OutboxFull));
+        assert_eq!(plan.segments().len(), 3);
+    }
+}
+
+#[test]
+fn a_frame_that_contradicts_itself_is_refused() {
+    let mut frame = tcp_frame(true, &[], ACK, 3000);
+    for gso in [Gso::Udp { size: 100 }, Gso::Tcp { size: 0, ecn: false }] {
+        let packet = super_packet(&mut frame, gso);
+        let parsed = parse(&packet).unwrap();
+        assert_eq!(split(&packet, &parsed, ROOM, &mut plan()), Err(DropReason::BadHeader));
+    }
+}
+
+#[test]
+fn sends_stay_within_the_bytes_and_segments_that_the_kernel_takes() {
+    let mut frame = tcp_frame(true, &[], ACK, 65_000);
+    for (size, expected) in [(1_400, vec![0..45, 45..47]), (500, vec![0..64, 64..128, 128..130])] {
+        let packet = super_packet(&mut frame, Gso::Tcp { size, ecn: false });
+        let parsed = parse(&packet).unwrap();
+        let mut plan = plan();
+        let made = split(&packet, &parsed, ROOM, &mut plan).unwrap();
+        let sends: Vec<_> = plan.sends(made, SEND_BYTES_MAX).collect();
+        assert_eq!(sends, expected);
+        for send in sends {
+            let lens: Vec<usize> = plan.segments()[send].iter().map(Segment::len).collect();
+            assert!(lens.iter().sum::<usize>() <= SEND_BYTES_MAX && lens.len() <= SEND_SEGMENTS_MAX);
+            assert!(lens[..lens.len() - 1].iter().all(|len| *len == lens[0]) && lens[lens.len() - 1] <= lens[0]);
+        }
+    }
+}
+
+#[test]
+fn a_segment_with_a_wrong_checksum_passes_alone_and_untouched() {
+    for v4 in [true, false] {
+        let mut frame = tcp_frame(v4, &[], ACK, 5000);
+        let mut made = split_all(&mut frame, Gso::Tcp { size: 1000, ecn: false });
+        let last = made[2].len() - 1;
+        made[2][last] ^= 1;
+        let frames = merged(&made);
+        assert_eq!(frames.iter().map(|frame| frame.2).collect::<Vec<_>>(), [2, 1, 2]);
+        assert_eq!(frames[1].0, made[2]);
+        assert_eq!(frames[1].1, Offload::default());
+    }
+}
+
+#[test]
+fn what_must_not_be_merged_is_not() {
+    let base = || {
+        let mut frame = tcp_frame(true, &[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], ACK, 2000);
+        split_all(&mut frame, Gso::Tcp { size: 1000, ecn: false })
+    };
+    assert_eq!(merged(&base()).len(), 1);
+    // Of the second segment: a byte to change, and what it is.
+    for (at, what) in [
+        (1, "traffic class"),
+        (5, "identification without DF"),
+        (8, "TTL"),
+        (15, "source"),
+        (21, "port"),
+        (27, "sequence number"),
+        (31, "acknowledgement"),
+        (35, "window"),
+        (39, "urgent pointer"),
+        (51, "timestamp"),
+    ] {
+        let mut pair = base();
+        pair[1][at] ^= 4;
+        let mut bytes = testing::partial(&with_id(pair[1].clone(), be16(&pair[1], 4)));
+        let mut packet = super_packet(&mut bytes, Gso::None);
+        let parsed = parse(&packet).unwrap();
+        finish_checksum(&mut packet, &parsed).unwrap();
+        pair[1] = bytes;
+        etherparse_agrees(&pair[1]);
+        let frames = merged(&pair);
+        assert_eq!(frames.iter().map(|frame| frame.0.clone()).collect::<Vec<_>>(), pair, "{what}");
+    }
+    for flags in [0x02, 0x04, 0x20, 0x40] {
+        let (src, dst) = ends(true);
+        let pair = [testing::tcp(src, dst, flags | ACK, &[1; 8]), with_id(tcp_at(1008, &[2; 8]), 1)];
+        assert_eq!(merged(&pair).len(), 2, "flags {flags:#x}");
+    }
+}
+
+fn tcp_at(seq: u32, payload: &[u8]) -> Vec<u8> {
+    let (src, dst) = ends(true);
+    let mut bytes = testing::tcp(src, dst, ACK, payload);
+    put32(&mut bytes, 24, seq);
+    testing::complete(&testing::partial(&bytes))
+}
+
+#[test]
+fn pure_acknowledgements_and_packets_of_other_kinds_pass_alone_in_order() {
+    let (src, dst) = ends(true);
+    let ack = testing::tcp(src, dst, ACK, b"");
+    let ping = testing::echo_request("10.0.0.1", "10.0.1.2", 1, 1, b"x");
+    let unsummed = testing::udp_unsummed(src, dst, b"four");
+    let fragments = testing::fragments(&testing::udp(src, dst, &[1; 3000]), 1500, 9);
+    let mut all = vec![ack.clone(), ack, ping, unsummed.clone(), unsummed];
+    all.extend(fragments);
+    let frames = merged(&all);
+    assert_eq!(frames.iter().map(|frame| frame.0.clone()).collect::<Vec<_>>(), all);
+    assert!(frames.iter().all(|frame| frame.1 == Offload::default()));
+}
+
+#[test]
+fn a_plan_with_less_room_takes_what_fits() {
+    let mut frame = tcp_frame(true, &[], ACK, 5000);
+    let (mut buffer, ranges) = received(&split_all(&mut frame, Gso::Tcp { size: 1000, ecn: false }));
+    let mut plan = MergePlan::new(3, Merging::On, Merging::On);
+    plan.tcp = Merging::Off;
+    assert_eq!(merge(&mut buffer, &ranges, &mut plan), 3);
+    assert_eq!(plan.frames().len(), 3);
+}
+
+#[test]
+fn a_merged_frame_splits_into_the_packets_that_it_was_made_from() {
+    for v4 in [true, false] {
+        let mut frame = tcp_frame(v4, &[], ACK | PSH, 4500);
+        let made = split_all(&mut frame, Gso::Tcp { size: 1000, ecn: false });
+        let (mut buffer, ranges) = received(&made);
+        let mut plan = MergePlan::new(64, Merging::On, Merging::On);
+        merge(&mut buffer, &ranges, &mut plan);
+        let merged = &plan.frames()[0];
+        let (front, behind) = buffer.split_at_mut(merged.head.end);
+        let packet = Packet { head: &mut front[merged.head.start..], tail_len: merged.tail_len, offload: merged.offload, ingress: Ingress::Pods };
+        let parsed = parse(&packet).unwrap();
+        let mut again = SplitPlan::new(64, 64 * 100);
+        assert_eq!(split(&packet, &parsed, ROOM, &mut again), Err(DropReason::Truncated));
+        let range = split_merged(&packet, &parsed, behind, merged.head.end, &plan.tails()[merged.tails.clone()], ROOM, &mut again).unwrap();
+        assert_eq!(packets(&again, range, &buffer), made);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn split_then_merge_is_the_identity(
+        v4: bool, timestamps: bool, psh: bool, fin: bool, cwr: bool, dont_fragment: bool, size in 1u16..9000, len in 0usize..65_400,
+    ) {
+        let options: &[u8] = if timestamps { &[1, 1, 8, 10, 9, 8, 7, 6, 5, 4, 3, 2] } else { &[] };
+        let size = size.max((len / 1000 + 1) as u16);
+        let flags = ACK | if psh { PSH } else { 0 } | if fin { FIN } else { 0 } | if cwr { CWR } else { 0 };
+        let mut frame = tcp_frame(v4, options, flags, len);
+        if v4 && dont_fragment {
+            frame = testing::with_dont_fragment(frame);
+        }
+        let gso = Gso::Tcp { size, ecn: cwr };
+        let made = split_all(&mut frame, gso);
+        for bytes in &made {
+            etherparse_agrees(bytes);
+        }
+        let frames = merged(&made);
+        prop_assert_eq!(frames.len(), 1);
+        if len > size.into() {
+            prop_assert_eq!(&frames[0].0, &frame);
+            prop_assert_eq!(frames[0].1, Offload { checksum: Checksum::Partial, gso });
+        } else {
+            prop_assert_eq!(&frames[0].0, &testing::complete(&frame));
+            prop_assert_eq!(frames[0].1, Offload::default());
+        }
+    }
+
+    #[test]
+    fn split_then_merge_of_udp_is_the_identity(v4: bool, size in 1u16..9000, count in 1usize..64, last in 1usize..9000) {
+        let len = (usize::from(size) * (count - 1) + last.min(size.into())).min(65_400);
+        let (src, dst) = ends(v4);
+        let mut frame = testing::partial(&testing::udp(src, dst, &payload(len)));
+        let made = split_all(&mut frame, Gso::Udp { size });
+        for bytes in &made {
+            etherparse_agrees(bytes);
+        }
+        let frames = merged(&made);
+        prop_assert_eq!(frames.len(), 1);
+        if len > size.into() {
+            prop_assert_eq!(&frames[0].0, &frame);
+            prop_assert_eq!(frames[0].1, Offload { checksum: Checksum::Partial, gso: Gso::Udp { size } });
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_split_or_merge_panic(mut bytes in testing_bytes(), size: u16, udp: bool, cuts in prop::collection::vec(0usize..200, 0..8)) {
+        let mut at = 0;
+        let ranges: Vec<_> = cuts.iter().map(|len| { let from = at; at += len; from..at }).collect();
+        let mut plan = MergePlan::new(16, Merging::On, Merging::On);
+        merge(&mut bytes.clone(), &ranges, &mut plan);
+        let gso = match (size, udp) { (0, _) => Gso::None, (_, true) => Gso::Udp { size }, _ => Gso::Tcp { size, ecn: false } };
+        let mut packet = super_packet(&mut bytes, gso);
+        if let Ok(parsed) = parse(&packet) {
+            let _ = split(&packet, &parsed, ROOM, &mut self::plan());
+            let _ = finish_checksum(&mut packet, &parsed);
+        }
+    }
+}
+
+/// A packet of some kind with some bytes overwritten, so that much of it still parses.
+pub(crate) fn testing_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let (v4, v6) = (ends(true), ends(false));
+    let mut kinds = Vec::new();
+    for ((src, dst), (a, b)) in [(v4, ("10.0.0.1", "10.0.1.2")), (v6, ("fd00::1", "fd00:1::2"))] {
+        let segment = testing::tcp_with_options(src, dst, ACK, &[1; 12], &payload(300));
+        kinds.push(testing::icmp_error(b, a, if a.contains(':') { 1 } else { 3 }, 1, 0, &segment));
+        kinds.push(segment);
+        kinds.push(testing::udp(src, dst, &payload(200)));
+        kinds.push(testing::echo_request(a, b, 1, 2, &payload(64)));
+        kinds.extend(testing::fragments(&testing::udp(src, dst, &payload(2000)), 1280, 5));
+    }
+    kinds.push(testing::with_extension(&testing::with_extension(&testing::udp(v6.0, v6.1, b"x"), 60, &[1, 4, 0, 0, 0, 0]), 0, &[1, 4, 0, 0, 0, 0]));
+    let edits = prop::collection::vec((0usize..100, any::<u8>()), 0..6);
+    (prop::sample::select(kinds), edits, 0usize..40).prop_map(|(mut bytes, edits, cut)| {
+        for (at, value) in edits {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = value;
+            }
+        }
+        let len = bytes.len() - cut.min(bytes.len());
+        if cut > 30 {
+            bytes.truncate(len);
+        }
+        bytes
+    })
+}
