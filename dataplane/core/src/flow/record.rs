@@ -201,16 +201,12 @@ impl Record {
         // Pairs with the Acquire fence in `read`: a reader that sees one of the words below also sees the claim, so its second look at the
         // control word tells it that the flow it began to read is gone. Without the fence the words could overtake the claim.
         fence(Ordering::Release);
-        let original = tuple_words(&new.original);
-        let reply = tuple_words(&new.reply);
         let store = |word: usize, value: u64| self.0[word].store(value, Ordering::Relaxed);
-        for n in 0..5 {
-            store(REPLY + n, reply[n]);
+        let mut original = tuple_words(&new.original);
+        original[4] |= (new.kind as u64) << 40 | (new.opener as u64) << 48;
+        for (first, words) in [(ORIGINAL, original), (REPLY, tuple_words(&new.reply))] {
+            words.into_iter().enumerate().for_each(|(n, word)| store(first + n, word));
         }
-        for n in 0..4 {
-            store(ORIGINAL + n, original[n]);
-        }
-        store(ORIGINAL + 4, original[4] | (new.kind as u64) << 40 | (new.opener as u64) << 48);
         store(LAST_SEEN, now.0);
         store(CREATED, now.0);
         store(LIFE, life_word(claimed.version(), Life::NEW));

@@ -38,10 +38,11 @@ pub struct Recovered {
     pub discarded: usize,
 }
 
-/// How many records and buckets a table for `capacity` flows has: the index is a power of two and at most 70 % full.
+/// How many records and buckets a table for `capacity` flows has: the number of buckets is a power of two, and a full table fills
+/// at most half of the index.
 pub const fn layout(capacity: usize) -> (usize, usize) {
     let records = if capacity == 0 { 1 } else { capacity };
-    let buckets = (2 * records * 10).div_ceil(7 * BUCKET_ENTRIES).next_power_of_two();
+    let buckets = (2 * 2 * records).div_ceil(BUCKET_ENTRIES).next_power_of_two();
     (records, if buckets < 2 { 2 } else { buckets })
 }
 
