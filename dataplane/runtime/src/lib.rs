@@ -2,6 +2,7 @@
 //!
 //! All `unsafe` of the project is in this crate, in the modules that speak to the kernel, behind small safe types.
 
+pub mod flow_file;
 mod link;
 pub mod netns;
 mod sys;
