@@ -7,23 +7,28 @@
 //! The modules stand in the order in which a packet meets them; [`pipeline`] is the page to read first.
 #![forbid(unsafe_code)]
 
-pub mod addr;
-pub mod counters;
-pub mod decap;
-pub mod encap;
-pub mod fib;
-pub mod flow;
-pub mod fragment;
-pub mod icmp;
-pub mod nat;
-pub mod offload;
-pub mod packet;
-pub mod parse;
 pub mod pipeline;
+
+pub mod packet;
+pub mod addr;
+pub mod wire;
+pub mod parse;
+pub mod decap;
+pub mod admit;
+pub mod fragment;
+pub mod decide;
+pub mod flow;
 pub mod service;
+pub mod fib;
+pub mod nat;
+pub mod icmp;
+pub mod verdict;
+pub mod offload;
+pub mod encap;
+
 pub mod snapshot;
+pub mod counters;
+pub mod trace;
 #[doc(hidden)]
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-pub mod verdict;
-pub mod wire;

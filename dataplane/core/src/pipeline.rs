@@ -1,11 +1,29 @@
-//! A packet's way through the gateway, stage by stage.
+//! A packet's way through the gateway, stage by stage. Start here.
+//!
+//! A worker reads a batch of packets and calls [`Pipeline::run`]. For each packet, in this order:
+//!
+//! 1. `parse`: one look at the headers ([`crate::parse`]).
+//! 2. `admit`: may it claim to come from where it says, on this side ([`crate::admit`])?
+//! 3. fragments: a tail follows what its head decided ([`crate::fragment`]).
+//! 4. `decide`: known flow, new flow, plain or refused, by flow table, services and FIB ([`crate::decide`]).
+//! 5. `open`: a new flow takes its place in the table, and its SNAT port with it ([`crate::flow`]).
+//! 6. `send`: TTL and MTU of the way ahead, answered in the sender's terms; then translation in place ([`crate::nat`]).
+//!
+//! The worker acts on the verdict. What the gateway says itself (ICMP errors, resets, echoes, fragments) is in the [`Outbox`].
 
-use crate::addr::Tuple;
+use crate::addr::{Tuple, protocol};
+use crate::admit::{self, Sender};
 use crate::counters::Counters;
-use crate::flow::{FlowRef, FlowTable, Now};
-use crate::packet::Packet;
+use crate::decide::{self, Decision, Hop, Opening, Say, Source, decide};
+use crate::encap;
+use crate::flow::{Cursor, Flow, FlowRef, FlowTable, InsertError, Kind, NewFlow, Now};
+use crate::fragment::{self, FragmentKey, FragmentLimits, FragmentTable, Tail};
+use crate::icmp::{self, Answer, Silence, TokenBucket};
+use crate::nat;
+use crate::packet::{Gso, Ingress, Offload, Packet};
+use crate::parse::{Parsed, Transport, parse};
 use crate::snapshot::Snapshot;
-use crate::verdict::{PeerId, Verdict, WorkerId};
+use crate::verdict::{Consumed, DropReason, PeerId, Verdict, WorkerId};
 
 /// What a batch is judged by.
 #[derive(Clone, Copy)]
@@ -31,37 +49,418 @@ pub enum Egress {
     Peer(PeerId),
 }
 
+/// How many packets one batch may hold.
+pub const BATCH_LEN_MAX: usize = 256;
+
+/// One worker's pipeline: the state that is its own.
+#[derive(Debug)]
+pub struct Pipeline {
+    worker: WorkerId,
+    parsed: Vec<Result<Parsed, DropReason>>,
+    fragments: FragmentTable<Result<Onward, DropReason>>,
+    free_records: Cursor,
+    sweep_at: usize,
+    answers: TokenBucket,
+    /// A held fragment while it is sent after its head.
+    scratch: Vec<u8>,
+    /// Identification of the IPv6 datagrams that are cut here.
+    fragment_id: u32,
+}
+
+/// What a fragment's head decided for its tails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Onward {
+    /// The tuple it leaves with.
+    to: Tuple,
+    hop: Hop,
+    /// For an ICMP error: the tuple that the quoted packet is given.
+    quoted: Option<Tuple>,
+}
+
+/// What `resolve` makes of a decision.
+enum Step {
+    Onward(Onward),
+    Done(Verdict),
+}
+
+/// How many ports are tried before a flow is refused: with half of them in use, 64 tries all fail once in 10^19.
+const PORT_ATTEMPTS: u32 = 64;
+
+/// How often a lookup is repeated when workers create one flow at once.
+const RACE_ATTEMPTS: u32 = 8;
+
+/// Answers per second and worker: enough for any traceroute and for a storm of resets at a service's end, little enough to be no weapon.
+const ANSWERS_PER_SECOND: u32 = 10_000;
+
+/// The longest answer: an ICMPv6 error (RFC 4443 §2.4).
+const ANSWER_LEN_MAX: usize = 1_280;
+
+/// Records examined per tick: a table of a million is swept in half a minute at twenty ticks a second.
+const SWEEP_RECORDS: usize = 2_048;
+
+impl Pipeline {
+    /// A pipeline for `worker`. All memory it will ever use is allocated here. `seed` keeps the fragments' table from being aimed at.
+    pub fn new(worker: WorkerId, seed: u64) -> Pipeline {
+        Pipeline {
+            worker,
+            parsed: Vec::with_capacity(BATCH_LEN_MAX),
+            fragments: FragmentTable::new(FragmentLimits::default(), seed),
+            free_records: Cursor::default(),
+            sweep_at: 0,
+            answers: TokenBucket::new(ANSWERS_PER_SECOND, ANSWERS_PER_SECOND),
+            scratch: Vec::with_capacity(1 << 16),
+            fragment_id: (worker.0 as u32) << 24,
+        }
+    }
+
+    /// Judges `batch`: one verdict for each packet, in order, into `verdicts` (cleared first; give it room for the batch), and what the
+    /// gateway itself has to say into `outbox`. Drops are counted here; traffic is counted by the caller, who reads and writes.
+    pub fn run(&mut self, env: &Env<'_>, batch: &mut [Packet<'_>], verdicts: &mut Vec<Verdict>, outbox: &mut Outbox) {
+        debug_assert!(batch.len() <= BATCH_LEN_MAX);
+        verdicts.clear();
+        self.parsed.clear();
+        for packet in batch.iter() {
+            let parsed = parse(packet);
+            if let Ok(parsed) = &parsed {
+                // Fetched here, used below: the cache misses of a batch overlap.
+                env.flows.warm(env.flows.hash(&parsed.tuple));
+            }
+            self.parsed.push(parsed);
+        }
+        for (at, packet) in batch.iter_mut().enumerate() {
+            let verdict = self.parsed[at].and_then(|parsed| self.judge(env, packet, &parsed, outbox)).unwrap_or_else(Verdict::Drop);
+            if let Verdict::Drop(reason) = verdict {
+                env.counters.dropped(reason, 1);
+            }
+            verdicts.push(verdict);
+        }
+        env.counters.batches.add(1);
+    }
+
+    /// Work between batches: fragments whose time is up, a step of the flow table's sweep. Call it every 10 to 100 ms.
+    pub fn tick(&mut self, env: &Env<'_>) {
+        for (reason, packets) in self.fragments.expire(env.now).by_reason() {
+            env.counters.dropped(reason, packets);
+        }
+        let swept = env.flows.sweep(&mut self.sweep_at, SWEEP_RECORDS, env.now, &env.snapshot.node.timeouts);
+        env.counters.flows_expired.add(swept.expired as u64);
+    }
+
+    /// Stages 2 to 6 for one packet.
+    fn judge(&mut self, env: &Env<'_>, packet: &mut Packet<'_>, parsed: &Parsed, outbox: &mut Outbox) -> Result<Verdict, DropReason> {
+        trim(packet, parsed);
+        if let Some(number) = admit::probe(env.snapshot, packet, parsed) {
+            env.counters.probes[number as usize % env.counters.probes.len()].add(1);
+            return Ok(Verdict::Consumed(Consumed::Probe));
+        }
+        let sender = admit::admit(env.snapshot, packet, parsed)?;
+        let Some(fragment) = parsed.fragment else {
+            return match self.resolve(env, packet, parsed, sender, outbox)? {
+                Step::Onward(onward) => self.send(env, packet, parsed, sender, &onward, outbox),
+                Step::Done(verdict) => Ok(verdict),
+            };
+        };
+        let key = FragmentKey::of(parsed, &fragment);
+        let owner = WorkerId((encap::entropy(parsed) % env.snapshot.node.workers.max(1) as u32) as u16);
+        if owner != self.worker {
+            return Ok(Verdict::HandOff(owner));
+        }
+        if parsed.transport_kind == Transport::Tail {
+            return match self.fragments.tail(key, &fragment, env.now, packet.head, packet.ingress) {
+                Tail::Follow(onward) => self.send(env, packet, parsed, sender, &onward?, outbox),
+                Tail::Held => Ok(Verdict::Consumed(Consumed::Held)),
+                Tail::Drop(reason) => Err(reason),
+            };
+        }
+        let onward = match self.resolve(env, packet, parsed, sender, outbox) {
+            Ok(Step::Onward(onward)) => Ok(onward),
+            // The gateway's own stack does not reassemble, and nothing else ends a datagram here.
+            Ok(Step::Done(_)) => Err(DropReason::FragmentBad),
+            Err(reason) => Err(reason),
+        };
+        self.fragments.head(key, &fragment, env.now, onward)?;
+        self.send_held(env, key, sender, onward, outbox);
+        self.send(env, packet, parsed, sender, &onward?, outbox)
+    }
+
+    /// Stages 4 and 5: what the packet leaves as, and where to.
+    fn resolve(&mut self, env: &Env<'_>, packet: &Packet<'_>, parsed: &Parsed, sender: Sender, outbox: &mut Outbox) -> Result<Step, DropReason> {
+        let onward = match decide(env.snapshot, &env.flows, packet, parsed, sender) {
+            Decision::Plain(hop) => Onward { to: parsed.tuple, hop, quoted: None },
+            Decision::Known(flow) => self.follow(env, &flow, parsed)?,
+            Decision::Open(opening) => self.open(env, parsed, &opening, outbox)?,
+            Decision::Quoting(flow) => {
+                let to = flow.translated();
+                let arriving = flow.arriving();
+                // An error that the other end itself sent must seem to come from what was dialled; a router on the way keeps its name.
+                let src = if parsed.tuple.src == arriving.src { to.src } else { parsed.tuple.src };
+                let outer = Tuple { src, dst: to.dst, ..parsed.tuple };
+                Onward { to: outer, hop: decide::hop_of_flow(env.snapshot, &flow)?, quoted: Some(to.reversed()) }
+            }
+            Decision::Netstack => return Ok(Step::Done(Verdict::ToNetstack)),
+            Decision::Echo => {
+                self.allow_answer(env)?;
+                outbox.push(back_to(packet.ingress, sender), packet.len(), |out| icmp::echo_reply(out, packet, parsed))?;
+                env.counters.answers.add(1);
+                return Ok(Step::Done(Verdict::Consumed(Consumed::Answered)));
+            }
+            Decision::NotOurs => return Ok(Step::Done(Verdict::Consumed(Consumed::NotOurs))),
+            Decision::Refuse(reason, say) => {
+                match say {
+                    Say::Nothing => {}
+                    Say::Reject => self.reject(env, packet, parsed, sender, outbox),
+                    Say::NoRoute => self.say(env, packet, parsed, sender, Answer::NoRoute, outbox),
+                }
+                return Err(reason);
+            }
+        };
+        Ok(Step::Onward(onward))
+    }
+
+    /// A packet of a known flow.
+    fn follow(&mut self, env: &Env<'_>, flow: &Flow, parsed: &Parsed) -> Result<Onward, DropReason> {
+        let flags = match parsed.transport_kind {
+            Transport::Tcp { flags, .. } => Some(flags),
+            _ => None,
+        };
+        env.flows.touch(flow, env.now, flags);
+        Ok(Onward { to: flow.translated(), hop: decide::hop_of_flow(env.snapshot, flow)?, quoted: None })
+    }
+
+    /// Stage 5: a new flow. Inserting its reply tuple reserves the SNAT port.
+    fn open(&mut self, env: &Env<'_>, parsed: &Parsed, opening: &Opening, outbox: &mut Outbox) -> Result<Onward, DropReason> {
+        let mut races = 0;
+        let mut attempt = 0;
+        // A client that keeps its source may, through two VIPs with one backend, need a port of ours after all.
+        let mut source = opening.source;
+        loop {
+            let (addr, port) = match source {
+                Source::Keep => (parsed.tuple.src, Some(parsed.tuple.src_port)),
+                Source::Gateway(addr) => (addr, decide::source_port(std::slice::from_ref(&env.snapshot.node.snat_ports), &parsed.tuple, attempt)),
+                Source::Masquerade(addr) => {
+                    let ranges = env.snapshot.node.masquerade.as_ref().map_or(&[][..], |m| &m.ports);
+                    (addr, decide::source_port(ranges, &parsed.tuple, attempt))
+                }
+            };
+            let Some(port) = port else {
+                return Err(DropReason::SnatPortsExhausted);
+            };
+            // An echo's identifier is the source port; its destination port stays 0.
+            let reply = Tuple { src: opening.to.0, src_port: opening.to.1, dst: addr, dst_port: port, protocol: parsed.tuple.protocol };
+            let new = NewFlow { original: parsed.tuple, reply, kind: opening.kind, opener: opening.opener, service: opening.service };
+            match env.flows.insert(&new, self.worker, env.now, &mut self.free_records) {
+                Ok(flow) => {
+                    env.counters.flows_created.add(1);
+                    if opening.kind == Kind::Masquerade && reply.protocol == protocol::UDP {
+                        outbox.masquerade_port(flow.at, reply);
+                    }
+                    return Ok(Onward { to: flow.translated(), hop: opening.hop, quoted: None });
+                }
+                Err(InsertError::Exists(flow)) if decide::starts_anew(env.snapshot, &env.flows, &flow, parsed) => {
+                    env.flows.end(flow.at);
+                }
+                Err(InsertError::Exists(flow)) => return self.follow(env, &flow, parsed),
+                Err(InsertError::ReplyTaken) => {
+                    attempt += 1;
+                    if source == Source::Keep
+                        && let Some(gateway) = env.snapshot.node.gateway_for(parsed.tuple.src)
+                    {
+                        source = Source::Gateway(gateway);
+                    }
+                    if attempt == PORT_ATTEMPTS {
+                        return Err(DropReason::SnatPortsExhausted);
+                    }
+                    continue;
+                }
+                Err(InsertError::Full) => return Err(DropReason::FlowTableFull),
+                Err(InsertError::Raced) => {}
+            }
+            races += 1;
+            if races == RACE_ATTEMPTS {
+                return Err(DropReason::FlowRaced);
+            }
+        }
+    }
+
+    /// Stage 6: checks the way ahead while the packet is still as its sender knows it, then translates it in place.
+    fn send(
+        &mut self,
+        env: &Env<'_>,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        sender: Sender,
+        onward: &Onward,
+        outbox: &mut Outbox,
+    ) -> Result<Verdict, DropReason> {
+        // The kernel takes one from the TTL where it forwards from a TUN, to a veth or to an uplink; it would name the wrong address.
+        let kernel_forwards = matches!(onward.hop, Hop::Pod { .. } | Hop::Outside);
+        if kernel_forwards && parsed.ttl <= 1 {
+            self.say(env, packet, parsed, sender, Answer::TimeExceeded, outbox);
+            return Err(DropReason::TtlExceeded);
+        }
+        let mtu = mtu_of(env.snapshot, onward.hop);
+        let too_big = wire_len(packet, parsed) > mtu;
+        if too_big && !may_be_cut(packet, parsed) {
+            self.say(env, packet, parsed, sender, Answer::FragmentationNeeded { mtu }, outbox);
+            return Err(DropReason::PacketTooBig);
+        }
+        if let Transport::Tcp { flags, .. } = parsed.transport_kind
+            && flags & 0x02 != 0
+        {
+            let way_back = match packet.ingress {
+                Ingress::Overlay(_) => match sender {
+                    Sender::Peer(peer) => env.snapshot.peers[peer.0 as usize].mtu,
+                    _ => u32::MAX,
+                },
+                _ => u32::MAX,
+            };
+            nat::clamp_mss(packet.head, parsed, packet.offload.checksum, mss_for(mtu.min(way_back), parsed));
+        }
+        match onward.quoted {
+            Some(quoted) => nat::translate_quoted(packet.head, parsed, &onward.to, &quoted),
+            None if onward.to != parsed.tuple => nat::translate(packet.head, parsed, packet.offload.checksum, &onward.to),
+            None => {}
+        }
+        if too_big {
+            let sent = Parsed { tuple: onward.to, ..*parsed };
+            self.fragment_id = self.fragment_id.wrapping_add(1);
+            outbox.push_fragments(egress_of(onward.hop), packet, &sent, mtu, self.fragment_id)?;
+            return Ok(Verdict::Consumed(Consumed::Fragmented));
+        }
+        Ok(match onward.hop {
+            Hop::Pod { .. } => Verdict::ToPods,
+            Hop::Node | Hop::Outside => Verdict::ToHost,
+            Hop::Peer(peer) => Verdict::ToPeer(peer),
+        })
+    }
+
+    /// The tails that came before their head, now that it is known what becomes of them.
+    fn send_held(&mut self, env: &Env<'_>, key: FragmentKey, sender: Sender, onward: Result<Onward, DropReason>, outbox: &mut Outbox) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        loop {
+            scratch.clear();
+            let Some(held) = self.fragments.release(key, &mut scratch) else {
+                break;
+            };
+            let sent = held.and_then(|held| {
+                let onward = onward?;
+                let mut packet = Packet { head: &mut scratch, tail_len: 0, offload: Offload::default(), ingress: held.ingress };
+                let parsed = parse(&packet)?;
+                match self.send(env, &mut packet, &parsed, sender, &onward, outbox)? {
+                    Verdict::Consumed(_) => Ok(()),
+                    _ => outbox.push(egress_of(onward.hop), packet.head.len(), |out| {
+                        out.extend_from_slice(packet.head);
+                        Ok(())
+                    }),
+                }
+            });
+            if let Err(reason) = sent {
+                env.counters.dropped(reason, 1);
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    /// Tells the sender that nobody listens there.
+    fn reject(&mut self, env: &Env<'_>, packet: &Packet<'_>, parsed: &Parsed, sender: Sender, outbox: &mut Outbox) {
+        if let Transport::Tcp { .. } = parsed.transport_kind {
+            self.put(env, outbox, back_to(packet.ingress, sender), |out| icmp::reset(out, packet, parsed));
+        } else {
+            self.say(env, packet, parsed, sender, Answer::PortUnreachable, outbox);
+        }
+    }
+
+    /// Sends an ICMP error back to where the packet came from, in the terms in which it came.
+    fn say(&mut self, env: &Env<'_>, packet: &Packet<'_>, parsed: &Parsed, sender: Sender, answer: Answer, outbox: &mut Outbox) {
+        let node = &env.snapshot.node;
+        let dst = parsed.tuple.dst;
+        // Somebody outside can make nothing of a gateway's address: it hears from the node's address that it dialled. A reject always
+        // comes from what was dialled.
+        let dialled = answer == Answer::PortUnreachable || sender == Sender::Outside && node.owns(dst);
+        let Some(source) = (if dialled { Some(dst) } else { node.gateway_for(dst) }) else {
+            return;
+        };
+        self.put(env, outbox, back_to(packet.ingress, sender), |out| icmp::error(out, answer, source, packet, parsed));
+    }
+
+    /// Puts an answer into the outbox, if the rate allows; what does not fit is counted, the packet it is about is counted by itself.
+    fn put(&mut self, env: &Env<'_>, outbox: &mut Outbox, egress: Egress, build: impl FnOnce(&mut Vec<u8>) -> Result<(), Silence>) {
+        match self.allow_answer(env).and_then(|()| outbox.push(egress, ANSWER_LEN_MAX, build)) {
+            Ok(()) => env.counters.answers.add(1),
+            Err(reason) => env.counters.dropped(reason, 1),
+        }
+    }
+
+    fn allow_answer(&mut self, env: &Env<'_>) -> Result<(), DropReason> {
+        if self.answers.take(env.now) { Ok(()) } else { Err(DropReason::RateLimited) }
+    }
+}
+
+/// Cuts off what lies behind the packet's own length (padding of a link).
+fn trim(packet: &mut Packet<'_>, parsed: &Parsed) {
+    let len = parsed.len as usize;
+    if packet.tail_len == 0 && packet.head.len() > len {
+        let head = std::mem::take(&mut packet.head);
+        packet.head = &mut head[..len];
+    }
+}
+
+/// The length of the longest packet that this one becomes on a wire.
+fn wire_len(packet: &Packet<'_>, parsed: &Parsed) -> u32 {
+    let transport_header = match parsed.transport_kind {
+        Transport::Tcp { header_len, .. } => header_len as u32,
+        _ => 8,
+    };
+    match packet.offload.gso {
+        Gso::None => parsed.len,
+        Gso::Tcp { size, .. } | Gso::Udp { size } => parsed.len.min(parsed.transport as u32 + transport_header + size as u32),
+    }
+}
+
+/// Whether the packet may be cut into fragments on its way.
+fn may_be_cut(packet: &Packet<'_>, parsed: &Parsed) -> bool {
+    packet.offload.gso == Gso::None && packet.tail_len == 0 && (!parsed.dont_fragment || packet.ingress == Ingress::Socket)
+}
+
+/// The largest packet that the way to `hop` takes, in bytes.
+fn mtu_of(snapshot: &Snapshot, hop: Hop) -> u32 {
+    match hop {
+        Hop::Pod { mtu } => mtu,
+        Hop::Peer(peer) => snapshot.peers[peer.0 as usize].mtu,
+        Hop::Outside => snapshot.node.outside_mtu,
+        Hop::Node => u32::MAX,
+    }
+}
+
+/// The largest TCP segment for an MTU: less the IP and TCP headers without options (RFC 6691).
+fn mss_for(mtu: u32, parsed: &Parsed) -> u16 {
+    let headers = if parsed.tuple.is_v4() { 40 } else { 60 };
+    mtu.saturating_sub(headers).clamp(536, u16::MAX as u32) as u16
+}
+
+/// The way back to a packet's sender.
+fn back_to(ingress: Ingress, sender: Sender) -> Egress {
+    match (ingress, sender) {
+        (Ingress::Overlay(_), Sender::Peer(peer)) => Egress::Peer(peer),
+        (Ingress::Pods, _) => Egress::Pods,
+        _ => Egress::Host,
+    }
+}
+
+fn egress_of(hop: Hop) -> Egress {
+    match hop {
+        Hop::Pod { .. } => Egress::Pods,
+        Hop::Node | Hop::Outside => Egress::Host,
+        Hop::Peer(peer) => Egress::Peer(peer),
+    }
+}
+
 /// Packets that the pipeline made itself while it looked at a batch: answers and fragments. Whole packets with full checksums.
 #[derive(Debug)]
 pub struct Outbox {
     bytes: Vec<u8>,
     entries: Vec<(Egress, std::ops::Range<usize>)>,
     ports: Vec<(FlowRef, Tuple)>,
-}
-
-/// One worker's pipeline: the state that is its own (fragments, rate limits).
-#[derive(Debug)]
-pub struct Pipeline {
-    worker: WorkerId,
-}
-
-impl Pipeline {
-    /// A pipeline for `worker`. All memory it will ever use is allocated here.
-    pub fn new(worker: WorkerId) -> Pipeline {
-        Pipeline { worker }
-    }
-
-    /// Judges `batch`: one verdict for each packet, in order, into `verdicts` (cleared first; give it room for the batch), and what the
-    /// gateway itself has to say into `outbox`. Drops are counted here; traffic is counted by the caller, who reads and writes.
-    pub fn run(&mut self, env: &Env<'_>, batch: &mut [Packet<'_>], verdicts: &mut Vec<Verdict>, outbox: &mut Outbox) {
-        let _ = (env, batch, verdicts, outbox, self.worker);
-        unimplemented!()
-    }
-
-    /// Work between batches: fragments whose time is up, a step of the flow table's sweep. Call it every 10 to 100 ms.
-    pub fn tick(&mut self, env: &Env<'_>) {
-        let _ = env;
-    }
 }
 
 impl Outbox {
@@ -87,4 +486,48 @@ impl Outbox {
         self.entries.clear();
         self.ports.clear();
     }
+
+    /// Adds a packet of `len_max` bytes at most that `build` appends. What may not be said is not said, which is nobody's loss.
+    fn push(&mut self, egress: Egress, len_max: usize, build: impl FnOnce(&mut Vec<u8>) -> Result<(), Silence>) -> Result<(), DropReason> {
+        let start = self.bytes.len();
+        if self.entries.len() == self.entries.capacity() || start + len_max > self.bytes.capacity() {
+            return Err(DropReason::OutboxFull);
+        }
+        match build(&mut self.bytes) {
+            Ok(()) => {
+                debug_assert!(self.bytes.len() - start <= len_max);
+                self.entries.push((egress, start..self.bytes.len()));
+            }
+            Err(_) => self.bytes.truncate(start),
+        }
+        Ok(())
+    }
+
+    /// Adds the fragments of a packet: all or none.
+    fn push_fragments(&mut self, egress: Egress, packet: &mut Packet<'_>, parsed: &Parsed, mtu: u32, id: u32) -> Result<(), DropReason> {
+        let (bytes, entries) = (self.bytes.len(), self.entries.len());
+        let cut = fragment::cut(packet, parsed, mtu, id, |header, payload| {
+            self.push(egress, header.len() + payload.len(), |out| {
+                out.extend_from_slice(header);
+                out.extend_from_slice(payload);
+                Ok(())
+            })
+        });
+        if let Err(reason) = cut {
+            self.bytes.truncate(bytes);
+            self.entries.truncate(entries);
+            return Err(reason);
+        }
+        Ok(())
+    }
+
+    /// Notes that replies to `reply` may come in fragments. Past its capacity nothing is noted: such replies go unserved, the rest do not.
+    fn masquerade_port(&mut self, flow: FlowRef, reply: Tuple) {
+        if self.ports.len() < self.ports.capacity() {
+            self.ports.push((flow, reply));
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,7 +37,7 @@ pub fn tcp(src: &str, dst: &str, flags: u8, payload: &[u8]) -> Vec<u8> {
 /// A TCP segment with options: a multiple of four bytes of them.
 pub fn tcp_with_options(src: &str, dst: &str, flags: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
     let (src, dst) = (endpoint(src), endpoint(dst));
-    assert!(options.len() % 4 == 0 && options.len() <= 40, "TCP options come in multiples of four bytes, 40 at most");
+    assert!(options.len().is_multiple_of(4) && options.len() <= 40, "TCP options come in multiples of four bytes, 40 at most");
     let header_len = 20 + options.len();
     let mut bytes = vec![0; header_len + payload.len()];
     bytes[20..header_len].copy_from_slice(options);

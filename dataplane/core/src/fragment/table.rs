@@ -478,7 +478,7 @@ impl<T> State<T> {
 fn span(fragment: &Fragment) -> Result<(u16, u16), DropReason> {
     let end = fragment.offset + fragment.len;
     // RFC 791 §3.2 and RFC 8200 §4.5: all but the last are multiples of 8 bytes; none is empty; none reaches beyond what a length can say.
-    let ragged = fragment.more && fragment.len % 8 != 0;
+    let ragged = fragment.more && !fragment.len.is_multiple_of(8);
     match (u16::try_from(fragment.offset), u16::try_from(end)) {
         (Ok(start), Ok(end)) if start < end && !ragged => Ok((start, end)),
         _ => Err(DropReason::FragmentBad),

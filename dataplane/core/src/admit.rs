@@ -1,0 +1,110 @@
+//! Arrival is not trust: may a packet claim to come from where it says, given the side it came in on?
+//!
+//! The sides are told apart by descriptor, so what is left to check is the source address, and what kind of thing the destination is.
+//! The kernel's per-pod rules (`iif VETH from POD_IP`) stand in front of the pods' side; the check here is the second lock on that door.
+
+use crate::addr::{Addr, protocol};
+use crate::decap;
+use crate::fib::within;
+use crate::flow::Opener;
+use crate::packet::{Ingress, Packet};
+use crate::parse::{Parsed, Transport};
+use crate::snapshot::Snapshot;
+use crate::verdict::{DropReason, PeerId};
+use crate::wire::ip::{self, Scope};
+
+/// A packet that may go on: who is behind its source address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// A pod of this node.
+    Pod,
+    /// The node itself, by one of its own addresses. (From a wire it could be forged on IPv6: the node's own firewall is to stop that.)
+    Node,
+    /// Somebody outside the cluster, or a node that is reached past the overlay.
+    Outside,
+    /// Somebody behind this peer, by an address that is the peer's.
+    Peer(PeerId),
+}
+
+impl Sender {
+    /// Where the flow table notes that the opener sits.
+    pub fn opener(self) -> Opener {
+        match self {
+            Sender::Pod => Opener::Pod,
+            Sender::Node | Sender::Outside => Opener::Host,
+            Sender::Peer(_) => Opener::Peer,
+        }
+    }
+}
+
+/// The port of this gateway's own probes: discard (RFC 863).
+pub const PROBE_PORT: u16 = 9;
+
+/// Who sent it, or why it may not go on.
+pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> Result<Sender, DropReason> {
+    let (src, dst) = (parsed.tuple.src, parsed.tuple.dst);
+    // Link-local IPv4 goes on: cloud metadata and caches of the node live there. Nothing of IPv6's may leave its link (RFC 4291 §2.5.6).
+    if !(Scope::of(dst) == Scope::Unicast || Scope::of(dst) == Scope::LinkLocal && dst.is_v4()) {
+        return Err(DropReason::MartianDestination);
+    }
+    match packet.ingress {
+        Ingress::Pods => {
+            if snapshot.pods.get(src).is_none() {
+                return Err(DropReason::SpoofedByPod);
+            }
+            if is_link_business(parsed) {
+                return Err(DropReason::IcmpForbidden);
+            }
+            Ok(Sender::Pod)
+        }
+        Ingress::Host | Ingress::Socket => {
+            if snapshot.node.owns(src) {
+                return Ok(Sender::Node);
+            }
+            if claims_to_be_ours(snapshot, src) {
+                return Err(DropReason::SpoofedFromHost);
+            }
+            Ok(Sender::Outside)
+        }
+        Ingress::Overlay(outer) => {
+            let by_underlay = &snapshot.peer_by_underlay;
+            let at = by_underlay.binary_search_by_key(&outer.src, |(addr, _)| *addr).map_err(|_| DropReason::OverlayUnknownPeer)?;
+            let peer = by_underlay[at].1;
+            snapshot.peers[peer as usize].prefixes.lookup(src).ok_or(DropReason::OverlayForeignSource)?;
+            let ecn = decap::ecn(parsed.traffic_class, outer.ecn)?;
+            if ecn != parsed.traffic_class & 0b11 {
+                ip::set_ecn(packet.head, ecn);
+            }
+            Ok(Sender::Peer(PeerId(peer)))
+        }
+    }
+}
+
+/// Whether a packet from `host` is one of this gateway's own probes, and which: they come back with sources that nobody else may use.
+pub fn probe(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed) -> Option<u8> {
+    let from_host = matches!(packet.ingress, Ingress::Host | Ingress::Socket);
+    if !from_host || parsed.tuple.dst_port != PROBE_PORT || parsed.transport_kind != Transport::Udp {
+        return None;
+    }
+    if !snapshot.node.is_gateway(parsed.tuple.dst) || parsed.fragment.is_some() {
+        return None;
+    }
+    let payload = packet.head.get(parsed.transport as usize + 8..)?;
+    let (token, rest) = payload.split_first_chunk::<8>()?;
+    (u64::from_be_bytes(*token) == snapshot.node.probe_token).then_some(*rest.first()?)
+}
+
+/// Whether `src` is an address that only pods, gateways and VIPs have.
+fn claims_to_be_ours(snapshot: &Snapshot, src: Addr) -> bool {
+    let node = &snapshot.node;
+    within(&node.cluster_pod_cidrs, src) || within(&node.service_cidrs, src) || snapshot.services.is_vip(src)
+}
+
+/// Router and neighbour messages and redirects: a pod has no router or neighbour to speak to but the gateway (RFC 4861 §4, RFC 792, RFC 1256).
+fn is_link_business(parsed: &Parsed) -> bool {
+    match (parsed.tuple.protocol, parsed.transport_kind) {
+        (protocol::ICMPV6, Transport::IcmpOther(kind)) => (133..=137).contains(&kind),
+        (protocol::ICMP, Transport::IcmpOther(kind)) => matches!(kind, 5 | 9 | 10),
+        _ => false,
+    }
+}

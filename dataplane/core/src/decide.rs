@@ -1,0 +1,374 @@
+//! What is to become of a packet: known flow, new flow, plain forwarding or refusal. Pure: reads the tables and changes nothing, so that
+//! `trace` asks the same code that forwards.
+
+use std::ops::RangeInclusive;
+
+use crate::addr::{Addr, Tuple, protocol};
+use crate::admit::Sender;
+use crate::fib::within;
+use crate::flow::{Direction, Flow, FlowTable, Kind, Opener};
+use crate::nat;
+use crate::packet::{Ingress, Packet};
+use crate::parse::{Parsed, Transport};
+use crate::service::{Backend, Face, Frontend, FrontendKey, Place, TrafficPolicy};
+use crate::snapshot::{OutsideToPods, Snapshot};
+use crate::verdict::{DropReason, PeerId};
+
+/// What is to become of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It goes on as it is.
+    Plain(Hop),
+    /// It belongs to a flow: translate it and send it on.
+    Known(Flow),
+    /// It opens a flow.
+    Open(Opening),
+    /// An ICMP error about a packet of this flow.
+    Quoting(Flow),
+    /// It is for the gateway itself.
+    Netstack,
+    /// An echo request to a VIP: answer it.
+    Echo,
+    /// A socket brought a copy of something that the node itself has dealt with.
+    NotOurs,
+    /// It ends here, and perhaps the sender is told.
+    Refuse(DropReason, Say),
+}
+
+/// What the sender of a refused packet is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Say {
+    /// Nothing.
+    Nothing,
+    /// A TCP reset, or an ICMP port unreachable.
+    Reject,
+    /// ICMP host unreachable, ICMPv6 no route.
+    NoRoute,
+}
+
+/// Where a packet goes next, by its destination after translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hop {
+    /// A pod of this node, through the TUN `pods`; the MTU of its interface.
+    Pod {
+        /// In bytes.
+        mtu: u32,
+    },
+    /// The node itself, through the TUN `host`.
+    Node,
+    /// Out through the node's own routing, through the TUN `host`.
+    Outside,
+    /// A peer.
+    Peer(PeerId),
+}
+
+/// A flow to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Why.
+    pub kind: Kind,
+    /// Where the opener sits.
+    pub opener: Opener,
+    /// The service's id, or 0.
+    pub service: u64,
+    /// The destination it leaves with.
+    pub to: (Addr, u16),
+    /// The source it leaves with.
+    pub source: Source,
+    /// Where it goes next.
+    pub hop: Hop,
+}
+
+/// The source that an opened flow leaves with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Its own.
+    Keep,
+    /// A gateway address of this node: replies come back by address.
+    Gateway(Addr),
+    /// A node's address and one of the masquerade ports.
+    Masquerade(Addr),
+}
+
+/// Decides. `sender` comes from `admit`; the packet is not a fragment's tail.
+pub fn decide(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, parsed: &Parsed, sender: Sender) -> Decision {
+    if let Transport::IcmpError { .. } = parsed.transport_kind {
+        return quoting(snapshot, flows, packet, parsed, sender);
+    }
+    let tuple = &parsed.tuple;
+    match flows.lookup(tuple) {
+        Some(flow) if !starts_anew(snapshot, flows, &flow, parsed) => Decision::Known(flow),
+        _ => first(snapshot, packet, parsed, sender),
+    }
+}
+
+/// A packet of no known flow.
+fn first(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sender: Sender) -> Decision {
+    let (node, dst) = (&*snapshot.node, parsed.tuple.dst);
+    let key = FrontendKey { addr: dst, port: parsed.tuple.dst_port, protocol: parsed.tuple.protocol };
+    if let Some(frontend) = snapshot.services.get(&key) {
+        return dial(snapshot, frontend, parsed, sender);
+    }
+    if packet.ingress == Ingress::Socket {
+        return Decision::NotOurs;
+    }
+    if node.is_gateway(dst) {
+        return Decision::Netstack;
+    }
+    if snapshot.services.is_vip(dst) {
+        return match parsed.transport_kind {
+            Transport::EchoRequest => Decision::Echo,
+            Transport::Tcp { .. } | Transport::Udp => Decision::Refuse(DropReason::NoBackendRejected, Say::Reject),
+            _ => Decision::Refuse(DropReason::IcmpUnsupported, Say::Nothing),
+        };
+    }
+    if within(&node.service_cidrs, dst) {
+        return Decision::Refuse(DropReason::UnallocatedVip, Say::Nothing);
+    }
+    plain(snapshot, parsed, sender)
+}
+
+/// To an address that is no VIP.
+fn plain(snapshot: &Snapshot, parsed: &Parsed, sender: Sender) -> Decision {
+    let node = &*snapshot.node;
+    let dst = parsed.tuple.dst;
+    let hop = match hop(snapshot, dst) {
+        Ok(hop) => hop,
+        Err(reason) => return Decision::Refuse(reason, Say::NoRoute),
+    };
+    if sender == Sender::Pod && speaks_overlay(snapshot, parsed.tuple.protocol, (dst, parsed.tuple.dst_port)) {
+        return Decision::Refuse(DropReason::OverlayForged, Say::Nothing);
+    }
+    let open = |kind, source| Decision::Open(Opening { kind, opener: sender.opener(), service: 0, to: (dst, parsed.tuple.dst_port), source, hop });
+    match (sender, hop) {
+        (Sender::Peer(_), Hop::Peer(_) | Hop::Outside) => Decision::Refuse(DropReason::OverlayForeignDestination, Say::Nothing),
+        (Sender::Pod | Sender::Node | Sender::Peer(_), Hop::Pod { .. } | Hop::Node | Hop::Peer(_)) | (Sender::Outside, Hop::Node) => {
+            Decision::Plain(hop)
+        }
+        (Sender::Outside, Hop::Pod { .. } | Hop::Peer(_)) if node.outside_to_pods == OutsideToPods::Drop => {
+            Decision::Refuse(DropReason::OutsideToPodDenied, Say::Nothing)
+        }
+        (Sender::Outside, Hop::Pod { .. }) => open(Kind::OutsideToPod, Source::Keep),
+        (Sender::Outside, Hop::Peer(_)) => match node.gateway_for(dst) {
+            Some(gateway) => open(Kind::Relayed, Source::Gateway(gateway)),
+            None => Decision::Refuse(DropReason::NoRouteFamily, Say::NoRoute),
+        },
+        (Sender::Node | Sender::Outside, Hop::Outside) => Decision::Refuse(DropReason::UnallocatedVip, Say::NoRoute),
+        (Sender::Pod, Hop::Outside) => {
+            let Some(masquerade) = &node.masquerade else {
+                return Decision::Plain(hop);
+            };
+            if !has_ports(parsed) {
+                return Decision::Refuse(DropReason::ProtocolUnsupported, Say::Nothing);
+            }
+            match if dst.is_v4() { masquerade.source_v4 } else { masquerade.source_v6 } {
+                Some(source) => open(Kind::Masquerade, Source::Masquerade(source)),
+                None => Decision::Refuse(DropReason::MasqueradeOff, Say::NoRoute),
+            }
+        }
+    }
+}
+
+/// To a service.
+fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sender) -> Decision {
+    if let Transport::Tcp { flags, .. } = parsed.transport_kind
+        && flags & (SYN | ACK | RST) != SYN
+    {
+        // Not the start of a connection: a backend chosen now would not know it.
+        return Decision::Refuse(DropReason::NoFlow, Say::Reject);
+    }
+    let (node, service) = (&*snapshot.node, &*frontend.service);
+    let src = parsed.tuple.src;
+    let from_cluster_pod = within(&node.cluster_pod_cidrs, src);
+    if frontend.face == Face::LoadBalancer && !service.source_ranges.is_empty() && !within(&service.source_ranges, src) && !(sender == Sender::Node) {
+        return Decision::Refuse(DropReason::SourceRangeDenied, Say::Nothing);
+    }
+    // Semantics row 7 (kube-proxy's nftables/proxier.go): which endpoints, and whether policy wants the source replaced.
+    let (policy, endpoints, masquerade) = match (frontend.face, service.internal_policy, service.external_policy) {
+        (Face::ClusterIp, TrafficPolicy::Cluster, _) => (TrafficPolicy::Cluster, &service.cluster, !from_cluster_pod),
+        (Face::ClusterIp, TrafficPolicy::Local, _) => (TrafficPolicy::Local, &service.local, !from_cluster_pod),
+        (_, _, TrafficPolicy::Cluster) => (TrafficPolicy::Cluster, &service.cluster, true),
+        (_, _, TrafficPolicy::Local) if from_cluster_pod => (TrafficPolicy::Cluster, &service.cluster, false),
+        (_, _, TrafficPolicy::Local) if sender == Sender::Node => (TrafficPolicy::Cluster, &service.cluster, true),
+        (_, _, TrafficPolicy::Local) => (TrafficPolicy::Local, &service.local, false),
+    };
+    let Some(backend) = choose(endpoints, &parsed.tuple) else {
+        return if policy == TrafficPolicy::Local && !service.cluster.is_empty() {
+            Decision::Refuse(DropReason::NoBackendLocal, Say::Nothing)
+        } else {
+            Decision::Refuse(DropReason::NoBackendRejected, Say::Reject)
+        };
+    };
+    let hop = match hop(snapshot, backend.addr) {
+        Ok(hop) => hop,
+        Err(reason) => return Decision::Refuse(reason, Say::NoRoute),
+    };
+    let to = (backend.addr, backend.port);
+    if speaks_overlay(snapshot, parsed.tuple.protocol, to) {
+        return Decision::Refuse(DropReason::OverlayForged, Say::Nothing);
+    }
+    // A node's own address already names this node: policy asks no more of the source.
+    let policy_masquerades = masquerade && sender != Sender::Node;
+    let hairpin = backend.addr == src;
+    let source = if hop == Hop::Outside {
+        match node.masquerade.as_ref().and_then(|m| if src.is_v4() { m.source_v4 } else { m.source_v6 }) {
+            Some(source) => Source::Masquerade(source),
+            None => return Decision::Refuse(DropReason::MasqueradeOff, Say::NoRoute),
+        }
+    } else if policy_masquerades || hairpin || !returns_here(sender, hop, backend) {
+        match node.gateway_for(src) {
+            Some(gateway) => Source::Gateway(gateway),
+            None => return Decision::Refuse(DropReason::NoRouteFamily, Say::NoRoute),
+        }
+    } else {
+        Source::Keep
+    };
+    Decision::Open(Opening { kind: Kind::Service, opener: sender.opener(), service: service.id, to, source, hop })
+}
+
+/// Whether the backend's replies to the sender's own address pass this gateway by themselves. Where they do not, the source must be
+/// replaced, or the client would hear from an address that it never dialled.
+fn returns_here(sender: Sender, hop: Hop, backend: &Backend) -> bool {
+    match (sender, hop) {
+        // Replies to a pod of this node come here from wherever they are sent.
+        (Sender::Pod, _) => true,
+        // A pod's replies to anybody but a pod elsewhere leave by its own node's gateway; a pod of another node by that one's.
+        (Sender::Node | Sender::Outside | Sender::Peer(_), Hop::Pod { .. }) => true,
+        // To this node's own address every pod replies through the overlay, a process on another node past it.
+        (Sender::Node, Hop::Peer(_)) => backend.place == Place::RemotePod,
+        // A process on this node replies to pods through the gateway (the cluster's ranges are routed to it), to all others past it.
+        (Sender::Peer(_), Hop::Node) => true,
+        _ => false,
+    }
+}
+
+/// Whether it is for the overlay's port of some node: a pod, or somebody through a service, could forge a peer's traffic there.
+fn speaks_overlay(snapshot: &Snapshot, protocol: u8, (addr, port): (Addr, u16)) -> bool {
+    protocol == protocol::UDP
+        && port == snapshot.node.overlay_port
+        && (snapshot.node.owns(addr) || snapshot.peer_by_underlay.binary_search_by_key(&addr, |(underlay, _)| *underlay).is_ok())
+}
+
+/// An ICMP error: it belongs to the flow whose packet it quotes, or else goes where its own header says.
+fn quoting(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, parsed: &Parsed, sender: Sender) -> Decision {
+    // A packet towards the quoted one's source is of the same flow as the error.
+    let known = nat::quoted_tuple(packet.head, parsed).and_then(|quoted| flows.lookup(&quoted.reversed()));
+    if let Some(flow) = known {
+        return Decision::Quoting(flow);
+    }
+    if packet.ingress == Ingress::Socket {
+        return Decision::NotOurs;
+    }
+    if snapshot.node.is_gateway(parsed.tuple.dst) || snapshot.services.is_vip(parsed.tuple.dst) {
+        return Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing);
+    }
+    match (sender, hop(snapshot, parsed.tuple.dst)) {
+        (Sender::Peer(_), Ok(Hop::Peer(_) | Hop::Outside)) => Decision::Refuse(DropReason::OverlayForeignDestination, Say::Nothing),
+        // An error has no ports to masquerade it by.
+        (_, Ok(Hop::Outside)) => Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing),
+        (Sender::Outside, Ok(Hop::Peer(_))) => Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing),
+        (_, Ok(hop)) => Decision::Plain(hop),
+        (_, Err(reason)) => Decision::Refuse(reason, Say::Nothing),
+    }
+}
+
+/// Where a destination is reached.
+pub fn hop(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
+    let node = &*snapshot.node;
+    if let Some(pod) = snapshot.pods.get(dst) {
+        Ok(Hop::Pod { mtu: pod.mtu })
+    } else if node.owns(dst) {
+        Ok(Hop::Node)
+    } else if let Some(peer) = snapshot.routes.lookup(dst) {
+        Ok(Hop::Peer(PeerId(*peer)))
+    } else if within(&node.node_pod_cidrs, dst) {
+        Err(DropReason::NoRoutePod)
+    } else if within(&node.cluster_pod_cidrs, dst) {
+        Err(DropReason::NoRoutePeer)
+    } else if within(&node.service_cidrs, dst) {
+        Err(DropReason::UnallocatedVip)
+    } else {
+        Ok(Hop::Outside)
+    }
+}
+
+/// Where a packet of a known flow goes next. Replies to somebody outside go back the way the flow was opened, even where the opener's
+/// address is a peer's: a node that came past the overlay is answered past it.
+pub fn hop_of_flow(snapshot: &Snapshot, flow: &Flow) -> Result<Hop, DropReason> {
+    let to = flow.translated().dst;
+    match (flow.direction, flow.opener) {
+        (Direction::Reply, Opener::Host) if !snapshot.node.owns(to) => Ok(Hop::Outside),
+        _ => hop(snapshot, to),
+    }
+}
+
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// Whether a packet that fits a flow opens a new one in its place: a fresh SYN where the old connection has ended, or whose backend serves
+/// no more (semantics row 11).
+pub fn starts_anew(snapshot: &Snapshot, flows: &FlowTable<'_>, flow: &Flow, parsed: &Parsed) -> bool {
+    let Transport::Tcp { flags, .. } = parsed.transport_kind else {
+        return false;
+    };
+    let fresh = flags & (SYN | ACK | RST) == SYN && flow.direction == Direction::Original;
+    fresh && (flows.opens_anew(flow, flags) || flow.kind == Kind::Service && !still_serves(snapshot, flow))
+}
+
+/// Whether the backend of a service's flow is still one of the endpoints behind what was dialled.
+pub fn still_serves(snapshot: &Snapshot, flow: &Flow) -> bool {
+    let key = FrontendKey { addr: flow.original.dst, port: flow.original.dst_port, protocol: flow.original.protocol };
+    snapshot.services.get(&key).is_some_and(|frontend| {
+        let is_it = |b: &Backend| b.addr == flow.reply.src && b.port == flow.reply.src_port;
+        frontend.service.id == flow.service && (frontend.service.cluster.iter().any(is_it) || frontend.service.local.iter().any(is_it))
+    })
+}
+
+/// Picks an endpoint for a new connection: uniform over connections, the same for a retransmission.
+fn choose<'a>(endpoints: &'a [Backend], tuple: &Tuple) -> Option<&'a Backend> {
+    let at = ((scramble(tuple) >> 32) * endpoints.len() as u64) >> 32;
+    endpoints.get(at as usize)
+}
+
+/// A hash for spreading, not for security: which endpoint a client gets is no secret.
+pub fn scramble(tuple: &Tuple) -> u64 {
+    let mut hash = 0x9e37_79b9_7f4a_7c15_u64;
+    let ports = (tuple.src_port as u64) << 32 | (tuple.dst_port as u64) << 8 | tuple.protocol as u64;
+    for word in [tuple.src.0 as u64, (tuple.src.0 >> 64) as u64, tuple.dst.0 as u64, (tuple.dst.0 >> 64) as u64, ports] {
+        // The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+        hash = (hash ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        hash ^= hash >> 31;
+    }
+    hash
+}
+
+/// Whether a flow of it can be told from others by ports or an identifier.
+fn has_ports(parsed: &Parsed) -> bool {
+    matches!(parsed.transport_kind, Transport::Tcp { .. } | Transport::Udp | Transport::EchoRequest)
+        && matches!(parsed.tuple.protocol, protocol::TCP | protocol::UDP | protocol::ICMP | protocol::ICMPV6)
+}
+
+/// The ports that a source has for `attempt`s to find a free one: the sender's own first where it lies in the ranges, then spread by
+/// `scramble`, so that clients do not queue up for the same port.
+pub fn source_port(ranges: &[RangeInclusive<u16>], tuple: &Tuple, attempt: u32) -> Option<u16> {
+    if attempt == 0 && ranges.iter().any(|range| range.contains(&tuple.src_port)) {
+        return Some(tuple.src_port);
+    }
+    let size = |range: &RangeInclusive<u16>| (*range.end() as u32 + 1).saturating_sub(*range.start() as u32);
+    let total: u32 = ranges.iter().map(size).sum();
+    if total == 0 {
+        return None;
+    }
+    // An odd stride that is no small number visits distinct ports of any range in any order.
+    let mut at = (scramble(tuple) as u32).wrapping_add(attempt.wrapping_mul(40_503)) % total;
+    for range in ranges {
+        if at < size(range) {
+            return Some(*range.start() + at as u16);
+        }
+        at -= size(range);
+    }
+    None
+}

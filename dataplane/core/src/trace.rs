@@ -1,0 +1,151 @@
+//! What would become of a packet: the pipeline's own stages asked one by one, with nothing changed and nothing sent.
+
+use crate::addr::{Tuple, protocol};
+use crate::admit::{self, Sender};
+use crate::decide::{self, Decision, Hop, Say, Source};
+use crate::flow::{Direction, FlowTable};
+use crate::packet::{Ingress, Offload, Outer, Packet};
+use crate::parse::{Parsed, Transport};
+use crate::service::FrontendKey;
+use crate::snapshot::Snapshot;
+use crate::verdict::DropReason;
+
+/// One stage of a packet's way and what happens there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// `ingress`, `admit`, `flow`, `service`, `translate`, `next hop` or `verdict`.
+    pub stage: &'static str,
+    /// For people.
+    pub detail: String,
+}
+
+/// The way of the first packet of `tuple` (for TCP a SYN, for ICMP an echo request), sent by whoever owns its source.
+pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut note = |stage, detail: String| steps.push(Step { stage, detail });
+    let ingress = ingress_of(snapshot, &tuple);
+    note("ingress", describe_ingress(snapshot, ingress, &tuple));
+    let transport_kind = match tuple.protocol {
+        protocol::TCP => Transport::Tcp { flags: 0x02, header_len: 20 },
+        protocol::UDP => Transport::Udp,
+        protocol::ICMP | protocol::ICMPV6 => Transport::EchoRequest,
+        _ => Transport::Other,
+    };
+    let transport = if tuple.is_v4() { 20 } else { 40 };
+    let parsed =
+        Parsed { tuple, transport, len: transport as u32 + 20, ttl: 64, traffic_class: 0, dont_fragment: true, fragment: None, transport_kind };
+    let mut packet = Packet { head: &mut [], tail_len: 0, offload: Offload::default(), ingress };
+    let sender = match admit::admit(snapshot, &mut packet, &parsed) {
+        Ok(sender) => sender,
+        Err(reason) => {
+            note("admit", format!("refused: {}", reason.help()));
+            note("verdict", drop_text(reason));
+            return steps;
+        }
+    };
+    note(
+        "admit",
+        match sender {
+            Sender::Pod => "the source is a pod of this node".into(),
+            Sender::Node => "the source is this node itself".into(),
+            Sender::Outside => "the source is outside the cluster".into(),
+            Sender::Peer(peer) => format!("the source belongs to peer {}", snapshot.peers[peer.0 as usize].name),
+        },
+    );
+    let decision = decide::decide(snapshot, flows, &packet, &parsed, sender);
+    match decision {
+        Decision::Known(flow) => {
+            let way = if flow.direction == Direction::Original { "as its opener" } else { "as a reply" };
+            note("flow", format!("known, {way}: stage {:?}, kind {:?}", flow.stage, flow.kind));
+        }
+        _ => note("flow", "none yet".into()),
+    }
+    let key = FrontendKey { addr: tuple.dst, port: tuple.dst_port, protocol: tuple.protocol };
+    if let Some(frontend) = snapshot.services.get(&key) {
+        let service = &frontend.service;
+        note(
+            "service",
+            format!("{} by its {:?}: {} endpoints, {} on this node", service.name, frontend.face, service.cluster.len(), service.local.len()),
+        );
+    } else if snapshot.services.is_vip(tuple.dst) {
+        note("service", "a VIP, but no service has this port".into());
+    }
+    let hop = match decision {
+        Decision::Plain(hop) => Ok(hop),
+        Decision::Known(flow) => {
+            let to = flow.translated();
+            note("translate", format!("{}:{} > {}:{}", to.src, to.src_port, to.dst, to.dst_port));
+            decide::hop_of_flow(snapshot, &flow)
+        }
+        Decision::Open(opening) => {
+            let source = match opening.source {
+                Source::Keep => "the source stays".to_owned(),
+                Source::Gateway(addr) => format!("the source becomes the gateway's address {addr}, so that replies come back here"),
+                Source::Masquerade(addr) => format!("the source becomes the node's address {addr} with a masquerade port"),
+            };
+            note("translate", format!("to {}:{}; {source}", opening.to.0, opening.to.1));
+            Ok(opening.hop)
+        }
+        Decision::Netstack => {
+            note("verdict", "answered by the gateway's own network stack".into());
+            return steps;
+        }
+        Decision::Echo => {
+            note("verdict", "answered on the spot: a VIP answers ping".into());
+            return steps;
+        }
+        Decision::Quoting(_) | Decision::NotOurs => return steps,
+        Decision::Refuse(reason, say) => {
+            let told = match say {
+                Say::Nothing => "the sender is not told",
+                Say::Reject => "the sender gets a TCP reset or an ICMP port unreachable",
+                Say::NoRoute => "the sender gets an ICMP host unreachable",
+            };
+            note("verdict", format!("{}; {told}", drop_text(reason)));
+            return steps;
+        }
+    };
+    match hop {
+        Ok(hop) => {
+            let (way, verdict) = match hop {
+                Hop::Pod { mtu } => (format!("a pod of this node, MTU {mtu}"), "written to the TUN of the pods"),
+                Hop::Node => ("this node itself".into(), "written to the TUN of the host"),
+                Hop::Outside => (format!("outside, by the node's own routing, MTU {}", snapshot.node.outside_mtu), "written to the TUN of the host"),
+                Hop::Peer(peer) => {
+                    let peer = &snapshot.peers[peer.0 as usize];
+                    (format!("peer {} at {} port {}, MTU {}", peer.name, peer.underlay, peer.port, peer.mtu), "encapsulated and sent")
+                }
+            };
+            note("next hop", way);
+            note("verdict", verdict.into());
+        }
+        Err(reason) => note("verdict", drop_text(reason)),
+    }
+    steps
+}
+
+fn drop_text(reason: DropReason) -> String {
+    format!("dropped as {}: {}", reason.name(), reason.help())
+}
+
+/// The side on which the owner of the source sends.
+fn ingress_of(snapshot: &Snapshot, tuple: &Tuple) -> Ingress {
+    if snapshot.pods.get(tuple.src).is_some() {
+        return Ingress::Pods;
+    }
+    match snapshot.routes.lookup(tuple.src) {
+        Some(peer) => Ingress::Overlay(Outer { src: snapshot.peers[*peer as usize].underlay.into(), ecn: 0 }),
+        None => Ingress::Host,
+    }
+}
+
+fn describe_ingress(snapshot: &Snapshot, ingress: Ingress, tuple: &Tuple) -> String {
+    match ingress {
+        Ingress::Pods => format!("the TUN of the pods: {} is a pod here", tuple.src),
+        Ingress::Host | Ingress::Socket => format!("the TUN of the host, if the node's routing brings it: {} is no pod that is known", tuple.src),
+        Ingress::Overlay(outer) => {
+            let name = snapshot.peers.iter().find(|peer| crate::addr::Addr::from(peer.underlay) == outer.src).map_or("?", |peer| &*peer.name);
+            format!("the overlay, from {name}: {} is one of its addresses", tuple.src)
+        }
+    }
+}
