@@ -5,6 +5,7 @@
 pub mod flow_file;
 mod link;
 pub mod netns;
+pub mod sockets;
 mod sys;
 pub mod tun;
 pub mod udp;

@@ -41,23 +41,49 @@ pub(crate) fn attach_filter(socket: &impl AsFd, program: &[libc::sock_filter]) -
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// What the kernel dropped at a socket: its buffer was full, the checksum wrong, or a filter refused it.
+pub(crate) fn socket_drops(socket: &impl AsFd) -> io::Result<u32> {
+    // linux/sock_diag.h: SK_MEMINFO_VARS numbers, the last of which is SK_MEMINFO_DROPS.
+    let info: [u32; 9] = option(socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
+    Ok(info[8])
+}
+
+/// Receives one datagram into `buffer` without waiting; `None` when there is none. Each of its control messages is shown to `see`.
+pub(crate) fn receive(
+    socket: &impl AsFd,
+    buffer: &mut [u8],
+    mut see: impl FnMut(libc::c_int, libc::c_int, &[u8]),
+) -> io::Result<Option<(usize, SocketAddr)>> {
+    let mut control = Control::EMPTY;
+    // SAFETY: these are C structs of integers and pointers; all zeros is a value of each.
+    let (mut name, mut header) = unsafe { (zeroed::<libc::sockaddr_storage>(), zeroed::<libc::msghdr>()) };
+    let mut iovec = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    header.msg_name = (&raw mut name).cast();
+    header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    header.msg_iov = &raw mut iovec;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr();
+    header.msg_controllen = size_of::<Control>() as _;
+    // SAFETY: the header points to live memory of the lengths it gives, all of it writable.
+    let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
+    let Ok(len) = usize::try_from(received) else {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+    };
+    if header.msg_flags & libc::MSG_TRUNC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+    }
+    // SAFETY: recvmsg has just filled the header, and its control buffer lives to the end of this function.
+    for (level, kind, data) in unsafe { control_messages(&header) } {
+        see(level, kind, data);
+    }
+    socket_address(&name).map(|from| Some((len, from))).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// `ret #0`: nothing reaches the socket.
 pub(crate) const REFUSE_ALL: [libc::sock_filter; 1] = [libc::sock_filter { code: BPF_RET, jt: 0, jf: 0, k: 0 }];
 
-/// Refuses what came in through one interface, takes the rest.
-pub(crate) fn refuse_interface(index: u32) -> [libc::sock_filter; 4] {
-    [
-        // SKF_AD_OFF + SKF_AD_IFINDEX: an ancillary load of the interface's index.
-        libc::sock_filter { code: BPF_LD_W_ABS, jt: 0, jf: 0, k: (-0x1000i32 + 8) as u32 },
-        libc::sock_filter { code: BPF_JEQ_K, jt: 0, jf: 1, k: index },
-        libc::sock_filter { code: BPF_RET, jt: 0, jf: 0, k: 0 },
-        libc::sock_filter { code: BPF_RET, jt: 0, jf: 0, k: u32::MAX },
-    ]
-}
-
 const BPF_RET: u16 = 0x06;
-const BPF_LD_W_ABS: u16 = 0x20;
-const BPF_JEQ_K: u16 = 0x15;
 
 /// Values that may be read from and written to the kernel byte by byte.
 ///

@@ -440,7 +440,7 @@ mod ioctl {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::UdpSocket;
     use std::time::Duration;
 
@@ -448,6 +448,13 @@ mod tests {
     use podgate_core::packet::{Checksum, Gso};
 
     use super::*;
+
+    /// A request that brings an interface up.
+    pub(crate) fn interface_up(name: &str) -> libc::ifreq {
+        let mut request = request(name).unwrap();
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+        request
+    }
 
     /// From here to the end of a test's namespace; names need not differ, since each test has its own.
     fn open_or_skip(queues: u16) -> Option<(Netns, Tun)> {
