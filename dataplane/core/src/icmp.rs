@@ -276,3 +276,6 @@ impl TokenBucket {
         enough
     }
 }
+
+#[cfg(test)]
+mod tests;

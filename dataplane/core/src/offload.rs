@@ -1,8 +1,8 @@
 //! Superframes: one frame that stands for many segments, cut for the overlay and put together again behind it.
 //!
 //! The kernel hands over up to 64 KiB of TCP or UDP in one frame (GSO) and takes the same back, which is where this gateway's speed
-//! comes from. Between nodes the segments must be real packets: [`split`] makes their headers, and one `sendmsg` with `UDP_SEGMENT`
-//! alternates a header with a slice of the frame. On the other side [`merge`] edits the first segment's headers so that they stand for
+//! comes from. Between nodes the segments must be real packets: [`split()`] makes their headers, and one `sendmsg` with `UDP_SEGMENT`
+//! alternates a header with a slice of the frame. On the other side [`merge()`] edits the first segment's headers so that they stand for
 //! all, and one `writev` puts the payloads behind them. Neither copies payload.
 //!
 //! Assumes packets that `parse` has accepted. Read first: `linux/virtio_net.h`, the kernel's `net/ipv4/tcp_offload.c` and
@@ -29,7 +29,7 @@ pub const SEND_BYTES_MAX: usize = 65_507;
 /// The most segments one send with `UDP_SEGMENT` takes (`UDP_MAX_SEGMENTS` before Linux 6.7, twice that since).
 pub const SEND_SEGMENTS_MAX: usize = 64;
 
-/// The longest frame made by [`merge`]: IPv4's length field has 16 bits, and the kernel's own limit for both families is the same.
+/// The longest frame made by [`merge()`]: IPv4's length field has 16 bits, and the kernel's own limit for both families is the same.
 pub const PACKET_BYTES_MAX: usize = 65_535;
 
 /// Where the checksum stands in a TCP header.
@@ -41,7 +41,7 @@ pub(crate) const UDP_CHECKSUM: usize = 6;
 ///
 /// The field holds the sum of the pseudo header, so the sum from the transport header to the end, field included, is all that is needed
 /// (`skb_checksum_help` does the same). A superframe has no checksum of its own: it keeps `Partial`, and its segments get theirs from
-/// [`split`] or from the kernel.
+/// [`split()`] or from the kernel.
 pub fn finish_checksum(packet: &mut Packet<'_>, parsed: &Parsed) -> Result<(), DropReason> {
     if packet.offload.checksum == Checksum::Full || packet.offload.gso != Gso::None {
         return Ok(());
@@ -82,5 +82,7 @@ pub(crate) fn put32(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
 }
 
+#[cfg(test)]
+pub(crate) mod oracle;
 #[cfg(test)]
 mod tests;

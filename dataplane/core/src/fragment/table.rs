@@ -6,6 +6,7 @@
 
 use crate::addr::Addr;
 use crate::flow::Now;
+use crate::fragment::slab::{Held, NONE, Slab};
 use crate::fragment::spans::{Fit, Spans};
 use crate::packet::Ingress;
 use crate::parse::{Fragment, Parsed};
@@ -23,11 +24,6 @@ const REUSE_MS: u64 = 1_000;
 
 /// Tails that one datagram may have waiting: 64 KiB in fragments of 1,280 bytes, less the head, and some more.
 const HELD_PER_DATAGRAM_MAX: u16 = 64;
-
-/// Bytes in a block of the slab: a fragment at the usual MTU takes one.
-const BLOCK_BYTES: usize = 2_048;
-
-const NONE: u32 = u32::MAX;
 
 /// What names a datagram among others under way, in its packets as they arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,15 +74,6 @@ pub enum Tail<T> {
     Drop(DropReason),
 }
 
-/// A tail that has waited, see [`FragmentTable::release`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// Where it came in.
-    pub ingress: Ingress,
-    /// Its length in bytes.
-    pub len: usize,
-}
-
 /// Waiting tails that were given up, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lost {
@@ -113,6 +100,7 @@ pub struct FragmentTable<T> {
     buckets: Box<[u32]>,
     entries: Box<[Entry<T>]>,
     free_entry: u32,
+    live: usize,
     /// Entries without a decision, and with one: each in the order in which their time runs out.
     queues: [Queue; 2],
     slab: Slab,
@@ -202,8 +190,9 @@ impl<T: Copy> FragmentTable<T> {
             buckets: vec![NONE; (count * 2).next_power_of_two()].into_boxed_slice(),
             entries,
             free_entry: 0,
+            live: 0,
             queues: [Queue { oldest: NONE, newest: NONE }; 2],
-            slab: Slab::new(limits.held_bytes / BLOCK_BYTES),
+            slab: Slab::new(limits.held_bytes),
             lost: Lost::default(),
         }
     }
@@ -279,6 +268,16 @@ impl<T: Copy> FragmentTable<T> {
             }
         }
         std::mem::take(&mut self.lost)
+    }
+
+    /// Datagrams under way.
+    pub fn datagrams(&self) -> usize {
+        self.live
+    }
+
+    /// Bytes of memory taken by waiting tails, in whole blocks.
+    pub fn held_bytes(&self) -> usize {
+        self.slab.used_bytes()
     }
 
     /// Notes a fragment in its datagram's entry, which is made if there is none.
@@ -379,6 +378,7 @@ impl<T: Copy> FragmentTable<T> {
         let bucket = self.bucket(&key);
         let entry = &mut self.entries[at as usize];
         self.free_entry = entry.next;
+        self.live += 1;
         entry.key = key;
         entry.state = State::Waiting;
         entry.spans = Spans::EMPTY;
@@ -423,6 +423,7 @@ impl<T: Copy> FragmentTable<T> {
         }
         self.entries[at as usize].next = self.free_entry;
         self.free_entry = at;
+        self.live -= 1;
     }
 
     fn free_held(&mut self, at: u32, why: Why) {
@@ -476,94 +477,11 @@ impl<T> State<T> {
 
 /// First byte and end of a fragment's payload in the datagram's.
 fn span(fragment: &Fragment) -> Result<(u16, u16), DropReason> {
-    let end = fragment.offset + fragment.len;
+    let end = fragment.offset.saturating_add(fragment.len);
     // RFC 791 §3.2 and RFC 8200 §4.5: all but the last are multiples of 8 bytes; none is empty; none reaches beyond what a length can say.
     let ragged = fragment.more && !fragment.len.is_multiple_of(8);
     match (u16::try_from(fragment.offset), u16::try_from(end)) {
         (Ok(start), Ok(end)) if start < end && !ragged => Ok((start, end)),
         _ => Err(DropReason::FragmentBad),
-    }
-}
-
-/// Bytes of waiting tails, in blocks of one size, chained.
-#[derive(Debug)]
-struct Slab {
-    bytes: Box<[u8]>,
-    blocks: Box<[Block]>,
-    free: u32,
-    free_count: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    /// The next block of the same tail, or in the free list.
-    next: u32,
-    /// In a tail's first block: the first block of the next tail of the same datagram.
-    next_tail: u32,
-    /// In a tail's first block: its length.
-    len: u32,
-    /// In a tail's first block: where it came in.
-    ingress: Ingress,
-}
-
-impl Slab {
-    fn new(count: usize) -> Slab {
-        let mut blocks = vec![Block { next: NONE, next_tail: NONE, len: 0, ingress: Ingress::Pods }; count].into_boxed_slice();
-        for (index, block) in blocks.iter_mut().enumerate().take(count.saturating_sub(1)) {
-            block.next = index as u32 + 1;
-        }
-        let free = if count == 0 { NONE } else { 0 };
-        Slab { bytes: vec![0; count * BLOCK_BYTES].into_boxed_slice(), blocks, free, free_count: count }
-    }
-
-    fn has_room(&self, len: usize) -> bool {
-        len.div_ceil(BLOCK_BYTES) <= self.free_count
-    }
-
-    /// The first block of a copy of `bytes`, for which there is room and of which there is at least one.
-    fn store(&mut self, bytes: &[u8], ingress: Ingress) -> u32 {
-        let first = self.free;
-        let mut last = first;
-        for chunk in bytes.chunks(BLOCK_BYTES) {
-            last = self.free;
-            self.free = self.blocks[last as usize].next;
-            self.free_count -= 1;
-            self.bytes[last as usize * BLOCK_BYTES..][..chunk.len()].copy_from_slice(chunk);
-        }
-        self.blocks[last as usize].next = NONE;
-        let block = &mut self.blocks[first as usize];
-        (block.next_tail, block.len, block.ingress) = (NONE, bytes.len() as u32, ingress);
-        first
-    }
-
-    fn link(&mut self, tail: u32, next: u32) {
-        self.blocks[tail as usize].next_tail = next;
-    }
-
-    /// What is stored from `first` on, and the tail behind it.
-    fn describe(&self, first: u32) -> (Held, u32) {
-        let block = &self.blocks[first as usize];
-        (Held { ingress: block.ingress, len: block.len as usize }, block.next_tail)
-    }
-
-    fn copy(&self, first: u32, into: &mut Vec<u8>) {
-        let mut left = self.blocks[first as usize].len as usize;
-        let mut at = first;
-        while left > 0 {
-            let len = left.min(BLOCK_BYTES);
-            into.extend_from_slice(&self.bytes[at as usize * BLOCK_BYTES..][..len]);
-            left -= len;
-            at = self.blocks[at as usize].next;
-        }
-    }
-
-    fn free(&mut self, first: u32) {
-        let mut at = first;
-        while at != NONE {
-            let next = std::mem::replace(&mut self.blocks[at as usize].next, self.free);
-            self.free = at;
-            self.free_count += 1;
-            at = next;
-        }
     }
 }

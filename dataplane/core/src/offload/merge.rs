@@ -42,7 +42,7 @@ pub struct Frame {
     pub segments: u16,
 }
 
-/// What [`merge`] found in one buffer. Never grows.
+/// What [`merge()`] found in one buffer. Never grows.
 #[derive(Debug)]
 pub struct MergePlan {
     /// Whether TCP is merged.

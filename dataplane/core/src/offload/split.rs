@@ -44,7 +44,7 @@ impl SplitPlan {
     /// With room for `segments` segments, and `header_bytes` bytes of their headers in all.
     ///
     /// A peer's or a pod's choice of a tiny segment size decides how many segments a frame has: 64 KiB at Linux's least MSS of 88 - 40
-    /// option bytes is 1,366. What does not fit is refused by [`split`], not cut short.
+    /// option bytes is 1,366. What does not fit is refused by [`split()`], not cut short.
     pub fn new(segments: usize, header_bytes: usize) -> SplitPlan {
         SplitPlan { scratch: Vec::with_capacity(header_bytes), segments: Vec::with_capacity(segments) }
     }
@@ -123,7 +123,7 @@ pub fn split(packet: &Packet<'_>, parsed: &Parsed, room: usize, plan: &mut Split
     })
 }
 
-/// As [`split`], for a frame that [`super::merge`] made: its segments are the ones it was made from, with edited headers.
+/// As [`split()`], for a frame that [`merge()`](super::merge()) made: its segments are the ones it was made from, with edited headers.
 ///
 /// `behind` is the receive buffer from the end of `packet.head` on, `behind_at` where that is in the buffer, and `tails` the frame's
 /// tails; the payloads of the new segments are ranges of the buffer.

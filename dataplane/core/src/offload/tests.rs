@@ -2,6 +2,7 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 
+use super::oracle::{any_packet, ends, etherparse_agrees, payload};
 use super::*;
 use crate::packet::{Ingress, Offload};
 use crate::parse::parse;
@@ -12,45 +13,6 @@ const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
 const CWR: u8 = 0x80;
-
-/// Every length and checksum, by somebody else's code.
-#[track_caller]
-pub(crate) fn etherparse_agrees(bytes: &[u8]) {
-    use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
-    let packet = PacketHeaders::from_ip_slice(bytes).expect("etherparse takes it");
-    let payload = packet.payload.slice();
-    let (found, expected) = match (packet.net.as_ref().expect("an IP header"), packet.transport.as_ref()) {
-        (NetHeaders::Ipv4(ip, _), transport) => {
-            assert_eq!(usize::from(ip.total_len), bytes.len());
-            assert_eq!(ip.header_checksum, ip.calc_header_checksum());
-            match transport {
-                Some(TransportHeader::Tcp(tcp)) => (tcp.checksum, tcp.calc_checksum_ipv4(ip, payload).unwrap()),
-                Some(TransportHeader::Udp(udp)) => (udp.checksum, udp.calc_checksum_ipv4(ip, payload).unwrap()),
-                Some(TransportHeader::Icmpv4(icmp)) => (icmp.checksum, icmp.icmp_type.calc_checksum(payload)),
-                _ => (0, 0),
-            }
-        }
-        (NetHeaders::Ipv6(ip, _), transport) => {
-            assert_eq!(usize::from(ip.payload_length) + 40, bytes.len());
-            match transport {
-                Some(TransportHeader::Tcp(tcp)) => (tcp.checksum, tcp.calc_checksum_ipv6(ip, payload).unwrap()),
-                Some(TransportHeader::Udp(udp)) => (udp.checksum, udp.calc_checksum_ipv6(ip, payload).unwrap()),
-                Some(TransportHeader::Icmpv6(icmp)) => (icmp.checksum, icmp.icmp_type.calc_checksum(ip.source, ip.destination, payload).unwrap()),
-                _ => (0, 0),
-            }
-        }
-        _ => panic!("neither IPv4 nor IPv6"),
-    };
-    assert_eq!(found, expected, "transport checksum");
-}
-
-fn ends(v4: bool) -> (&'static str, &'static str) {
-    if v4 { ("10.0.0.1:1234", "10.0.1.2:80") } else { ("[fd00::1]:1234", "[fd00:1::2]:80") }
-}
-
-fn payload(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 7 + at / 251) as u8).collect()
-}
 
 fn tcp_frame(v4: bool, options: &[u8], flags: u8, len: usize) -> Vec<u8> {
     let (src, dst) = ends(v4);
@@ -375,7 +337,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_split_or_merge_panic(mut bytes in testing_bytes(), size: u16, udp: bool, cuts in prop::collection::vec(0usize..200, 0..8)) {
+    fn no_bytes_make_split_or_merge_panic(mut bytes in any_packet(), size: u16, udp: bool, cuts in prop::collection::vec(0usize..200, 0..8)) {
         let mut at = 0;
         let ranges: Vec<_> = cuts.iter().map(|len| { let from = at; at += len; from..at }).collect();
         let mut plan = MergePlan::new(16, Merging::On, Merging::On);
@@ -387,32 +349,4 @@ proptest! {
             let _ = finish_checksum(&mut packet, &parsed);
         }
     }
-}
-
-/// A packet of some kind with some bytes overwritten, so that much of it still parses.
-pub(crate) fn testing_bytes() -> impl Strategy<Value = Vec<u8>> {
-    let (v4, v6) = (ends(true), ends(false));
-    let mut kinds = Vec::new();
-    for ((src, dst), (a, b)) in [(v4, ("10.0.0.1", "10.0.1.2")), (v6, ("fd00::1", "fd00:1::2"))] {
-        let segment = testing::tcp_with_options(src, dst, ACK, &[1; 12], &payload(300));
-        kinds.push(testing::icmp_error(b, a, if a.contains(':') { 1 } else { 3 }, 1, 0, &segment));
-        kinds.push(segment);
-        kinds.push(testing::udp(src, dst, &payload(200)));
-        kinds.push(testing::echo_request(a, b, 1, 2, &payload(64)));
-        kinds.extend(testing::fragments(&testing::udp(src, dst, &payload(2000)), 1280, 5));
-    }
-    kinds.push(testing::with_extension(&testing::with_extension(&testing::udp(v6.0, v6.1, b"x"), 60, &[1, 4, 0, 0, 0, 0]), 0, &[1, 4, 0, 0, 0, 0]));
-    let edits = prop::collection::vec((0usize..100, any::<u8>()), 0..6);
-    (prop::sample::select(kinds), edits, 0usize..40).prop_map(|(mut bytes, edits, cut)| {
-        for (at, value) in edits {
-            if let Some(byte) = bytes.get_mut(at) {
-                *byte = value;
-            }
-        }
-        let len = bytes.len() - cut.min(bytes.len());
-        if cut > 30 {
-            bytes.truncate(len);
-        }
-        bytes
-    })
 }
