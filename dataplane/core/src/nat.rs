@@ -53,8 +53,9 @@ pub fn translate(head: &mut [u8], parsed: &Parsed, checksum: Checksum, to: &Tupl
 }
 
 /// Translates an ICMP error: writes `outer`'s addresses outside and makes `quoted_to` of the packet inside, which is quoted as it was
-/// when it met the error's sender: with `quoted_to`'s source as its source.
+/// when it met the error's sender: with `quoted_to`'s source as its source. Leaves alone what is no ICMP error.
 pub fn translate_quoted(head: &mut [u8], parsed: &Parsed, outer: &Tuple, quoted_to: &Tuple) {
+    let Transport::IcmpError { .. } = parsed.transport_kind else { return };
     let addresses = ip::set_addresses(head, outer.src, outer.dst);
     let mut delta = icmp_pseudo_header(head, addresses);
     if let Some(quote) = Quote::of(head, parsed) {
@@ -258,3 +259,6 @@ impl Quote {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
