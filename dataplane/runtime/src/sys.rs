@@ -153,9 +153,9 @@ impl<'a> ControlWriter<'a> {
 /// The control messages that came with a datagram: level, type and data.
 ///
 /// # Safety
-/// `header` is as recvmsg left it: `msg_control` points to `msg_controllen` readable bytes that live for `'a`.
+/// `header` is as recvmsg left it: `msg_control` points to `msg_controllen` readable bytes that live as long as it.
 #[inline]
-pub(crate) unsafe fn control_messages<'a>(header: &'a libc::msghdr) -> impl Iterator<Item = (libc::c_int, libc::c_int, &'a [u8])> {
+pub(crate) unsafe fn control_messages(header: &libc::msghdr) -> impl Iterator<Item = (libc::c_int, libc::c_int, &[u8])> {
     // SAFETY: by this function's contract.
     let mut at = unsafe { libc::CMSG_FIRSTHDR(header) };
     std::iter::from_fn(move || {
