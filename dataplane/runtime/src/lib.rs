@@ -45,6 +45,8 @@ mod link;
 pub mod netns;
 pub mod sockets;
 mod sys;
+#[cfg(test)]
+mod testing;
 pub mod tun;
 pub mod udp;
 pub mod vnet;

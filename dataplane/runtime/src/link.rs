@@ -20,6 +20,10 @@ pub(crate) struct Link {
     pub(crate) multi_queue: bool,
     /// Queues that somebody holds, detached ones included.
     pub(crate) queues: u32,
+    /// Packets that the interface dropped on their way in and out, as the kernel sees it.
+    pub(crate) rx_dropped: u64,
+    /// See `rx_dropped`.
+    pub(crate) tx_dropped: u64,
 }
 
 const NLMSG_HEADER_LEN: usize = 16;
@@ -31,6 +35,10 @@ const IFLA_TUN_TYPE: u16 = 3;
 const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 const IFLA_TUN_NUM_QUEUES: u16 = 8;
 const IFLA_TUN_NUM_DISABLED_QUEUES: u16 = 9;
+
+/// Places in `struct rtnl_link_stats64` (linux/if_link.h).
+const STATS64_RX_DROPPED: usize = 6;
+const STATS64_TX_DROPPED: usize = 7;
 
 /// What the interface `name` is, if there is one.
 pub(crate) fn find(name: &str) -> io::Result<Option<Link>> {
@@ -78,8 +86,12 @@ fn ask(kind: u16, flags: u16, name: &str) -> io::Result<Vec<u8>> {
 
 fn parse_link(payload: &[u8]) -> Link {
     let mut link = Link::default();
-    let info = attributes(payload.get(IFINFO_LEN..).unwrap_or_default()).find(|(kind, _)| *kind == libc::IFLA_LINKINFO);
-    for (kind, value) in info.into_iter().flat_map(|(_, value)| attributes(value)) {
+    let attribute = |wanted| attributes(payload.get(IFINFO_LEN..).unwrap_or_default()).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    if let Some(stats) = attribute(libc::IFLA_STATS64) {
+        let number = |index| stats.get(index * 8..index * 8 + 8).map_or(0, |word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
+        (link.rx_dropped, link.tx_dropped) = (number(STATS64_RX_DROPPED), number(STATS64_TX_DROPPED));
+    }
+    for (kind, value) in attribute(libc::IFLA_LINKINFO).into_iter().flat_map(attributes) {
         match kind {
             libc::IFLA_INFO_KIND => link.kind = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
             libc::IFLA_INFO_DATA if link.kind == "tun" => {
@@ -122,7 +134,8 @@ mod tests {
 
     #[test]
     fn the_loopback_interface_is_found_and_is_no_tun() {
-        assert_eq!(find("lo").unwrap(), Some(Link::default()));
+        let lo = find("lo").unwrap().unwrap();
+        assert_eq!((lo.kind.as_str(), lo.tun_type, lo.multi_queue, lo.queues), ("", 0, false, 0));
     }
 
     #[test]

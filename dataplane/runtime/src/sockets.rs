@@ -432,28 +432,8 @@ fn check_room(buffer: &[u8]) -> io::Result<()> {
 mod tests {
     use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
     use super::*;
-    use crate::netns::Netns;
-
-    /// A namespace with a loopback interface that is up, unless that is not permitted here.
-    fn loopback() -> Option<Netns> {
-        let netns = Netns::anonymous().inspect_err(|error| eprintln!("skipped: {error}")).ok()?;
-        netns
-            .run(|| {
-                let control = UdpSocket::bind("0.0.0.0:0").unwrap();
-                let request = crate::tun::tests::interface_up("lo");
-                // SAFETY: SIOCSIFFLAGS reads one ifreq from a live value.
-                assert_eq!(unsafe { libc::ioctl(control.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) }, 0);
-            })
-            .unwrap();
-        Some(netns)
-    }
-
-    fn wait(fd: impl AsFd) {
-        assert!(poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5000u16)).unwrap() > 0, "nothing within 5 s");
-    }
+    use crate::testing::{loopback, wait};
 
     /// Reads a UDP packet as an independent parser does: header checksum, UDP checksum, source, payload.
     fn check_udp(packet: &[u8], dst: SocketAddr, payload: &[u8]) -> (u8, SocketAddr) {
@@ -484,7 +464,7 @@ mod tests {
 
     #[test]
     fn datagrams_up_to_the_largest_come_as_whole_packets() {
-        let Some(netns) = loopback() else { return };
+        let Some(netns) = loopback(65_536) else { return };
         netns
             .run(|| {
                 let mut ports = PortSockets::new(vec![]).unwrap();
@@ -509,7 +489,7 @@ mod tests {
 
     #[test]
     fn the_set_of_ports_follows_what_is_wanted_and_names_what_is_taken() {
-        let Some(netns) = loopback() else { return };
+        let Some(netns) = loopback(65_536) else { return };
         netns
             .run(|| {
                 let mut ports = PortSockets::new(vec![]).unwrap();
@@ -533,7 +513,7 @@ mod tests {
 
     #[test]
     fn what_came_through_an_ignored_interface_is_passed_over() {
-        let Some(netns) = loopback() else { return };
+        let Some(netns) = loopback(65_536) else { return };
         netns
             .run(|| {
                 // The loopback interface is the first of each namespace.
@@ -555,7 +535,7 @@ mod tests {
 
     #[test]
     fn port_unreachable_comes_as_a_whole_packet_in_both_families() {
-        let Some(netns) = loopback() else { return };
+        let Some(netns) = loopback(65_536) else { return };
         netns
             .run(|| {
                 let mut buffer = vec![0; PACKET_LEN_MAX];
@@ -590,17 +570,13 @@ mod tests {
 
     #[test]
     fn a_reassembled_echo_reply_is_no_fragment_and_echo_requests_do_not_come() {
-        let Some(netns) = loopback() else { return };
+        let Some(netns) = loopback(1500) else { return };
         netns
             .run(|| {
                 let socket = IcmpSocket::open(Family::V4, vec![]).unwrap();
                 let pinger = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
                 // An echo request of 3,000 bytes, in fragments over a loopback of 1,500.
                 sys::set_option(&pinger, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT).unwrap();
-                let mut request = crate::tun::tests::interface_up("lo");
-                request.ifr_ifru.ifru_mtu = 1500;
-                // SAFETY: SIOCSIFMTU reads one ifreq from a live value.
-                assert_eq!(unsafe { libc::ioctl(pinger.as_raw_fd(), libc::SIOCSIFMTU as _, &raw const request) }, 0);
                 let mut echo = vec![0x5a; 3000];
                 echo[..8].copy_from_slice(&[8, 0, 0, 0, 0x12, 0x34, 0, 1]);
                 let sum = Sum::of(&echo).finish().to_bytes();

@@ -33,6 +33,10 @@ pub const WRITE_SLICES_MAX: usize = 135;
 /// The most queues a device can have (`MAX_TAP_QUEUES`).
 pub const QUEUES_MAX: u16 = 256;
 
+/// Frames that may wait in each queue of a new device. The kernel's 500 overflow within a millisecond of small packets; each may hold
+/// 64 KiB, so more than 2,000 would be memory that senders fill without ever being held back.
+pub const QUEUE_LEN: u32 = 1000;
+
 /// A TUN device with its queues, each of which one worker may take.
 #[derive(Debug)]
 pub struct Tun {
@@ -87,6 +91,15 @@ pub enum Removed {
     Removed,
     /// There was none.
     Absent,
+}
+
+/// What the kernel dropped at a device since it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Losses {
+    /// Packets for the gateway that found their queue full, or no queue.
+    pub queue_full: u64,
+    /// Frames of the gateway that the kernel's stack did not take.
+    pub not_taken: u64,
 }
 
 /// Why a TUN device could not be had.
@@ -181,6 +194,13 @@ impl Tun {
         netns.run(remove_here).map_err(failed("entering its namespace"))?
     }
 
+    /// What the kernel dropped at the device `name` in `netns`; `None` if there is no such device.
+    pub fn losses(name: &str, netns: &Netns) -> Result<Option<Losses>, TunError> {
+        let failed = |step| move |source| TunError::Io { name: name.to_owned(), step, source };
+        let link = netns.run(|| link::find(name)).map_err(failed("entering its namespace"))?.map_err(failed("reading its statistics"))?;
+        Ok(link.map(|link| Losses { queue_full: link.tx_dropped, not_taken: link.rx_dropped }))
+    }
+
     /// Which offloads are in use.
     pub fn features(&self) -> Features {
         self.shared.features()
@@ -217,6 +237,9 @@ impl Tun {
         unsafe { ioctl::set_vnet_header_size(tun.queues[0].as_raw_fd(), &size) }
             .map_err(|errno| tun.shared.failed("setting the header's size (TUNSETVNETHDRSZ)")(errno.into()))?;
         tun.offer_offloads()?;
+        if found.is_none() {
+            set_queue_len(name).map_err(tun.shared.failed("setting the length of its queues"))?;
+        }
         tun.configure("making it persistent", tun::Device::persist)?;
         Ok(tun)
     }
@@ -415,7 +438,17 @@ fn wrong_kind(name: &str, link: &Link) -> TunError {
     TunError::WrongKind { name: name.to_owned(), found }
 }
 
-fn request(name: &str) -> io::Result<libc::ifreq> {
+/// netdevice(7). The queues that exist already are resized with it (drivers/net/tun.c, tun_queue_resize).
+fn set_queue_len(name: &str) -> io::Result<()> {
+    let control = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)?;
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_metric = QUEUE_LEN as libc::c_int;
+    // SAFETY: a socket of any family will do, and of this thread's namespace; the kernel reads one ifreq from the pointer, its number from the union's first four bytes.
+    unsafe { ioctl::set_queue_len(control.as_raw_fd(), &request) }?;
+    Ok(())
+}
+
+pub(crate) fn request(name: &str) -> io::Result<libc::ifreq> {
     if name.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -436,11 +469,12 @@ mod ioctl {
     nix::ioctl_readwrite_bad!(set_interface, nix::request_code_write!(b'T', 202, size_of::<c_int>()), ifreq);
     nix::ioctl_write_int!(set_offload, b'T', 208);
     nix::ioctl_write_ptr!(set_vnet_header_size, b'T', 216, c_int);
+    nix::ioctl_write_ptr_bad!(set_queue_len, libc::SIOCSIFTXQLEN, ifreq);
     nix::ioctl_write_ptr_bad!(set_queue, nix::request_code_write!(b'T', 217, size_of::<c_int>()), ifreq);
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use std::net::UdpSocket;
     use std::time::Duration;
 
@@ -448,13 +482,6 @@ pub(crate) mod tests {
     use podgate_core::packet::{Checksum, Gso};
 
     use super::*;
-
-    /// A request that brings an interface up.
-    pub(crate) fn interface_up(name: &str) -> libc::ifreq {
-        let mut request = request(name).unwrap();
-        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-        request
-    }
 
     /// From here to the end of a test's namespace; names need not differ, since each test has its own.
     fn open_or_skip(queues: u16) -> Option<(Netns, Tun)> {
@@ -575,6 +602,23 @@ pub(crate) mod tests {
         drop(tun);
         assert_eq!(Tun::remove("pg0", &netns).unwrap(), Removed::Removed);
         assert_eq!(Tun::remove("pg0", &netns).unwrap(), Removed::Absent);
+    }
+
+    #[test]
+    fn a_full_queue_is_counted_by_the_kernel_and_its_length_is_ours() {
+        let Some((netns, mut tun)) = open_or_skip(1) else { return };
+        up(&mut tun, &netns);
+        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        for _ in 0..QUEUE_LEN + 100 {
+            let _ = socket.send_to(b"x", "10.9.0.2:900");
+        }
+        let losses = Tun::losses("pg0", &netns).unwrap().unwrap();
+        assert!(losses.queue_full >= 50 && losses.not_taken == 0, "{losses:?}");
+        let mut buf = vec![0; 2000];
+        let waiting = std::iter::from_fn(|| tun.queues[0].read(&mut buf).unwrap()).count();
+        assert_eq!(waiting, QUEUE_LEN as usize);
+        assert_eq!(Tun::losses("pg1", &netns).unwrap(), None);
     }
 
     #[test]

@@ -508,27 +508,27 @@ mod tests {
 
     #[test]
     fn what_exceeds_the_path_is_refused_and_the_path_is_known() {
-        let netns = match crate::netns::Netns::anonymous() {
-            Ok(netns) => netns,
-            Err(error) => return eprintln!("skipped: {error}"),
-        };
-        netns
-            .run(|| {
-                let mut config = tun::Configuration::default();
-                config.tun_name("pg0").address("10.9.0.1").netmask("255.255.255.0").mtu(1400).up();
-                let _device = tun::create(&config).unwrap();
-                let sender = Sender::open(&["10.9.0.1".parse().unwrap()], 1).unwrap();
-                let to = "10.9.0.2:4790".parse().unwrap();
+        let Some(netns) = crate::testing::loopback(1400) else { return };
+        let check = || {
+            for (ip, headers) in [("127.0.0.1", 28), ("::1", 48)] {
+                let ip: IpAddr = ip.parse().unwrap();
+                let sender = Sender::open(&[ip], 1).unwrap();
+                let receiver = Receiver::bind((ip, 0).into(), 1).unwrap();
+                let to = receiver.local();
+                let largest = 1400 - headers;
                 assert_eq!(sender.path_mtu(to).unwrap(), 1400);
-                sender.send(0, to, 0, None, &[IoSlice::new(&[0; 1372])]).unwrap();
-                let error = sender.send(0, to, 0, None, &[IoSlice::new(&[0; 1373])]).unwrap_err();
+                sender.send(0, to, 0, None, &[IoSlice::new(&vec![0; largest])]).unwrap();
+                let error = sender.send(0, to, 0, None, &[IoSlice::new(&vec![0; largest + 1])]).unwrap_err();
                 assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
-                let error = sender.send(0, to, 0, Some(1373), &[IoSlice::new(&[0; 1373 * 2])]).unwrap_err();
+                sender.send(0, to, 0, Some(largest as u16), &[IoSlice::new(&vec![0; largest * 2])]).unwrap();
+                let error = sender.send(0, to, 0, Some(largest as u16 + 1), &[IoSlice::new(&vec![0; largest * 2 + 2])]).unwrap_err();
                 assert!(matches!(error.raw_os_error(), Some(libc::EMSGSIZE | libc::EINVAL)), "{error}");
-                let error = sender.send(0, "[fd00::1]:4790".parse().unwrap(), 0, None, &[]).unwrap_err();
-                assert_eq!(error.raw_os_error(), Some(libc::ENOPROTOOPT));
-            })
-            .unwrap();
+            }
+            let sender = Sender::open(&["127.0.0.1".parse().unwrap()], 1).unwrap();
+            let error = sender.send(0, "[::1]:4790".parse().unwrap(), 0, None, &[]).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOPROTOOPT));
+        };
+        netns.run(check).unwrap();
     }
 
     #[test]
