@@ -47,6 +47,9 @@ mod tests {
 
     #[test]
     fn what_linux_sends_is_opened() {
+        // `ip link add … type vxlan gpe external`, routes with `encap ip id 42`: headers as captured, and the inner version octet.
+        assert_eq!(open(&[0x0c, 0, 0, 1, 0, 0, 42, 0, 0x45], 42), Ok(8));
+        assert_eq!(open(&[0x0c, 0, 0, 2, 0, 0, 42, 0, 0x60], 42), Ok(8));
         assert_eq!(open(&V4, VNI), Ok(8));
         assert_eq!(open(&V6, VNI), Ok(8));
     }
