@@ -214,7 +214,8 @@ impl Record {
         store(15, 0);
     }
 
-    /// The control word and the words as they were together: the control word did not change version meanwhile. `None`: it did.
+    /// The control word and then the words, if its version was still the same afterwards. Of a record that was live at the first look they are
+    /// one flow's, complete; of one that was claimed they may be half written, even if it has become live since.
     #[inline]
     pub(super) fn read(&self) -> Option<(Ctrl, Words)> {
         // Acquire pairs with the Release of the commit (a live record) and, through the entry that led here, of `Buckets::place` (a claimed one).
@@ -223,7 +224,7 @@ impl Record {
         // Pairs with the Release fence in `write`.
         fence(Ordering::Acquire);
         let after = self.ctrl(Ordering::Relaxed);
-        (after.version() == before.version()).then_some((after, words))
+        (after.version() == before.version()).then_some((before, words))
     }
 
     /// [`Record::read`] for a live record.
