@@ -8,24 +8,22 @@
 
 use crate::addr::{Addr, protocol};
 use crate::flow::Now;
-use crate::offload::{Template, be16, be32, put16, put32};
+use crate::offload::Template;
 use crate::packet::{Checksum, Gso, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::wire::checksum::{Sum, pseudo_header};
+use crate::wire::icmp::{v4 as icmpv4, v6 as icmpv6};
+use crate::wire::ip::Scope;
+use crate::wire::tcp::{ACK, FIN, RST, SYN};
+use crate::wire::{icmp, ipv4, ipv6, set_u16, set_u32, tcp, u16_at, u32_at};
 
 const TTL: u8 = 64;
 /// An ICMP error is at most so long (RFC 1812 §4.3.2.3).
 const ERROR_BYTES_MAX_V4: usize = 576;
-/// An ICMPv6 error is at most so long: IPv6's least MTU (RFC 4443 §2.4 (c)).
-const ERROR_BYTES_MAX_V6: usize = 1_280;
+/// An ICMPv6 error is at most so long (RFC 4443 §2.4 (c)).
+const ERROR_BYTES_MAX_V6: usize = ipv6::MTU_MIN as usize;
 /// Precedence "internetwork control" for ICMP errors (RFC 1812 §4.3.2.5).
 const ERROR_TOS: u8 = 0xc0;
-const ICMP_HEADER_BYTES: usize = 8;
-
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
 
 /// What is wrong with a packet, for an ICMP or ICMPv6 error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,25 +58,26 @@ impl Answer {
     /// Type, code, and what the four octets behind the checksum hold.
     fn message_v4(self) -> (u8, u8, u32) {
         match self {
-            Answer::TimeExceeded => (11, 0, 0),
+            Answer::TimeExceeded => (icmpv4::TIME_EXCEEDED, 0, 0),
             // RFC 1191 §4: the next hop's MTU in the low 16 bits.
-            Answer::FragmentationNeeded { mtu } => (3, 4, mtu.min(0xffff)),
-            Answer::PortUnreachable => (3, 3, 0),
-            Answer::HostUnreachable => (3, 1, 0),
-            Answer::NoRoute => (3, 0, 0),
-            Answer::AdminProhibited => (3, 13, 0),
+            Answer::FragmentationNeeded { mtu } => (icmpv4::UNREACHABLE, icmpv4::CODE_FRAGMENTATION_NEEDED, mtu.min(0xffff)),
+            Answer::PortUnreachable => (icmpv4::UNREACHABLE, icmpv4::CODE_PORT, 0),
+            Answer::HostUnreachable => (icmpv4::UNREACHABLE, icmpv4::CODE_HOST, 0),
+            // Code 0, network unreachable.
+            Answer::NoRoute => (icmpv4::UNREACHABLE, 0, 0),
+            Answer::AdminProhibited => (icmpv4::UNREACHABLE, icmpv4::CODE_PROHIBITED, 0),
         }
     }
 
     /// The same for ICMPv6 (RFC 4443 §3).
     fn message_v6(self) -> (u8, u8, u32) {
         match self {
-            Answer::TimeExceeded => (3, 0, 0),
-            Answer::FragmentationNeeded { mtu } => (2, 0, mtu),
-            Answer::PortUnreachable => (1, 4, 0),
-            Answer::HostUnreachable => (1, 3, 0),
-            Answer::NoRoute => (1, 0, 0),
-            Answer::AdminProhibited => (1, 1, 0),
+            Answer::TimeExceeded => (icmpv6::TIME_EXCEEDED, 0, 0),
+            Answer::FragmentationNeeded { mtu } => (icmpv6::PACKET_TOO_BIG, 0, mtu),
+            Answer::PortUnreachable => (icmpv6::UNREACHABLE, icmpv6::CODE_PORT, 0),
+            Answer::HostUnreachable => (icmpv6::UNREACHABLE, icmpv6::CODE_ADDRESS, 0),
+            Answer::NoRoute => (icmpv6::UNREACHABLE, icmpv6::CODE_NO_ROUTE, 0),
+            Answer::AdminProhibited => (icmpv6::UNREACHABLE, icmpv6::CODE_PROHIBITED, 0),
         }
     }
 }
@@ -92,19 +91,19 @@ pub fn error(out: &mut Vec<u8>, kind: Answer, source: Addr, packet: &Packet<'_>,
     if !answerable(parsed) || !speaks_for_itself(parsed) || source.is_v4() != v4 {
         return Err(Silence::Forbidden);
     }
-    let (ip_len, longest) = if v4 { (20, ERROR_BYTES_MAX_V4) } else { (40, ERROR_BYTES_MAX_V6) };
+    let (ip_len, longest) = if v4 { (ipv4::HEADER_LEN, ERROR_BYTES_MAX_V4) } else { (ipv6::HEADER_LEN, ERROR_BYTES_MAX_V6) };
     // What `parse` measured, without padding, as far as it is here.
     let quoted = &packet.head[..packet.head.len().min(parsed.len as usize)];
     let first = Template::new(packet, parsed).ok().filter(|_| packet.offload.checksum == Checksum::Partial || packet.offload.gso != Gso::None);
     let segment_len = first.as_ref().map_or(quoted.len(), |first| first.header_len + first.payload_len(0)).min(quoted.len());
-    let quote_len = segment_len.min(longest - ip_len - ICMP_HEADER_BYTES);
-    let len = ip_len + ICMP_HEADER_BYTES + quote_len;
+    let quote_len = segment_len.min(longest - ip_len - icmp::HEADER_LEN);
+    let len = ip_len + icmp::HEADER_LEN + quote_len;
     let (message, reply_protocol) = if v4 { (kind.message_v4(), protocol::ICMP) } else { (kind.message_v6(), protocol::ICMPV6) };
     let at = start(out, len, source, parsed.tuple.src, reply_protocol, if v4 { ERROR_TOS } else { 0 })?;
-    let icmp = &mut out[at + ip_len..];
-    icmp[..2].copy_from_slice(&[message.0, message.1]);
-    put32(icmp, 4, message.2);
-    let quote = &mut icmp[ICMP_HEADER_BYTES..];
+    let body = &mut out[at + ip_len..];
+    (body[icmp::TYPE], body[icmp::CODE]) = (message.0, message.1);
+    set_u32(body, 4, message.2);
+    let quote = &mut body[icmp::HEADER_LEN..];
     quote.copy_from_slice(&quoted[..quote_len]);
     if let Some(first) = first
         && first.header_len <= quote_len
@@ -112,7 +111,9 @@ pub fn error(out: &mut Vec<u8>, kind: Answer, source: Addr, packet: &Packet<'_>,
         let payload = &quoted[first.header_len..segment_len];
         first.write(&mut quote[..first.header_len], 0, payload.len(), Sum::of(payload));
     }
-    finish_icmp(icmp, source, parsed.tuple.src);
+    let pseudo = if v4 { Sum::ZERO } else { pseudo_header(source, parsed.tuple.src, protocol::ICMPV6, body.len() as u32) };
+    let checksum = (pseudo + Sum::of(body)).finish();
+    set_u16(body, icmp::CHECKSUM, checksum.0);
     Ok(())
 }
 
@@ -123,27 +124,27 @@ pub fn reset(out: &mut Vec<u8>, packet: &Packet<'_>, parsed: &Parsed) -> Result<
     if flags & RST != 0 || parsed.fragment.is_some() || !answerable(parsed) {
         return Err(Silence::Forbidden);
     }
-    let ip_len = if tuple.is_v4() { 20 } else { 40 };
-    let theirs = packet.head.get(parsed.transport.into()..).filter(|tcp| tcp.len() >= 20).ok_or(Silence::Forbidden)?;
+    let ip_len = if tuple.is_v4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
+    let theirs = packet.head.get(parsed.transport.into()..).filter(|segment| segment.len() >= tcp::HEADER_LEN).ok_or(Silence::Forbidden)?;
     // RFC 9293 §3.10.7.1: if the segment has an acknowledgement, the reset takes its sequence number from there, and acknowledges
     // nothing; else it has sequence number 0 and acknowledges the segment. SYN and FIN take a number each.
     let (seq, ack, answer) = if flags & ACK != 0 {
-        (be32(theirs, 8), 0, RST)
+        (u32_at(theirs, tcp::ACKNOWLEDGEMENT), 0, RST)
     } else {
         let payload = parsed.len.saturating_sub(u32::from(parsed.transport) + u32::from(header_len));
         let len = payload + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
-        (0, be32(theirs, 4).wrapping_add(len), RST | ACK)
+        (0, u32_at(theirs, tcp::SEQUENCE).wrapping_add(len), RST | ACK)
     };
-    let at = start(out, ip_len + 20, tuple.dst, tuple.src, protocol::TCP, 0)?;
-    let tcp = &mut out[at + ip_len..];
-    put16(tcp, 0, tuple.dst_port);
-    put16(tcp, 2, tuple.src_port);
-    put32(tcp, 4, seq);
-    put32(tcp, 8, ack);
-    tcp[12] = 5 << 4;
-    tcp[13] = answer;
-    let checksum = (pseudo_header(tuple.dst, tuple.src, protocol::TCP, 20) + Sum::of(tcp)).finish();
-    put16(tcp, 16, checksum.0);
+    let at = start(out, ip_len + tcp::HEADER_LEN, tuple.dst, tuple.src, protocol::TCP, 0)?;
+    let segment = &mut out[at + ip_len..];
+    set_u16(segment, tcp::PORTS, tuple.dst_port);
+    set_u16(segment, tcp::PORTS + 2, tuple.src_port);
+    set_u32(segment, tcp::SEQUENCE, seq);
+    set_u32(segment, tcp::ACKNOWLEDGEMENT, ack);
+    segment[tcp::DATA_OFFSET] = 5 << 4;
+    segment[tcp::FLAGS] = answer;
+    let checksum = (pseudo_header(tuple.dst, tuple.src, protocol::TCP, tcp::HEADER_LEN as u32) + Sum::of(segment)).finish();
+    set_u16(segment, tcp::CHECKSUM, checksum.0);
     Ok(())
 }
 
@@ -156,27 +157,25 @@ pub fn echo_reply(out: &mut Vec<u8>, packet: &Packet<'_>, parsed: &Parsed) -> Re
     let tuple = &parsed.tuple;
     let v4 = tuple.is_v4();
     let request =
-        packet.head.get(parsed.transport.into()..parsed.len as usize).filter(|icmp| icmp.len() >= ICMP_HEADER_BYTES).ok_or(Silence::Forbidden)?;
-    let ip_len = if v4 { 20 } else { 40 };
+        packet.head.get(parsed.transport.into()..parsed.len as usize).filter(|body| body.len() >= icmp::HEADER_LEN).ok_or(Silence::Forbidden)?;
+    let ip_len = if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
     // DSCP as it came; ECN is the request's own (RFC 3168 §6.1.1 leaves non-ECN-capable answers at 0).
     let at = start(out, ip_len + request.len(), tuple.dst, tuple.src, tuple.protocol, parsed.traffic_class & 0xfc)?;
     if v4 && !parsed.dont_fragment {
         // It may have to be cut on its way, as the request might: the request's identification is as good as any, and DF as it was.
-        let ip = &mut out[at..at + 20];
-        ip[4..6].copy_from_slice(&packet.head[4..6]);
-        put16(ip, 6, 0);
-        put16(ip, 10, 0);
-        let checksum = Sum::of(ip).finish();
-        put16(ip, 10, checksum.0);
+        let ip = &mut out[at..at + ipv4::HEADER_LEN];
+        ipv4::set_word(ip, ipv4::ID, u16_at(packet.head, ipv4::ID));
+        ipv4::set_word(ip, ipv4::FLAGS_OFFSET, 0);
     }
-    let icmp = &mut out[at + ip_len..];
-    icmp.copy_from_slice(request);
+    let body = &mut out[at + ip_len..];
+    body.copy_from_slice(request);
     // RFC 1624 §3, eqn. 3, and not a sum made afresh: a payload that came damaged must stay recognizable as damaged. Source and
     // destination of ICMPv6's pseudo header change places, which their sum does not notice.
-    let (was, is) = (u16::from(request[0]) << 8, if v4 { 0 } else { 129 << 8 });
-    icmp[0] = (is >> 8) as u8;
-    let checksum = (Sum::of_words(&[!be16(request, 2), !was, is])).finish();
-    put16(icmp, 2, checksum.0);
+    let reply = if v4 { icmpv4::ECHO_REPLY } else { icmpv6::ECHO_REPLY };
+    let (was, is) = (u16::from(request[icmp::TYPE]) << 8, u16::from(reply) << 8);
+    body[icmp::TYPE] = reply;
+    let checksum = Sum::of_words(&[!u16_at(request, icmp::CHECKSUM), !was, is]).finish();
+    set_u16(body, icmp::CHECKSUM, checksum.0);
     Ok(())
 }
 
@@ -190,31 +189,25 @@ fn start(out: &mut Vec<u8>, len: usize, src: Addr, dst: Addr, protocol: u8, traf
     let ip = &mut out[at..];
     if src.is_v4() {
         ip[0] = 0x45;
-        ip[1] = traffic_class;
-        put16(ip, 2, len as u16);
+        ip[ipv4::TRAFFIC_CLASS] = traffic_class;
+        set_u16(ip, ipv4::TOTAL_LEN, len as u16);
         // RFC 6864 §4: with DF set, a packet needs no identification.
-        put16(ip, 6, 0x4000);
-        ip[8] = TTL;
-        ip[9] = protocol;
-        ip[12..16].copy_from_slice(&src.v4_octets());
-        ip[16..20].copy_from_slice(&dst.v4_octets());
-        let checksum = Sum::of(&ip[..20]).finish();
-        put16(ip, 10, checksum.0);
+        set_u16(ip, ipv4::FLAGS_OFFSET, ipv4::DONT_FRAGMENT);
+        ip[ipv4::TTL] = TTL;
+        ip[ipv4::PROTOCOL] = protocol;
+        ip[ipv4::SRC..ipv4::DST].copy_from_slice(&src.v4_octets());
+        ip[ipv4::DST..ipv4::HEADER_LEN].copy_from_slice(&dst.v4_octets());
+        let checksum = Sum::of(&ip[..ipv4::HEADER_LEN]).finish();
+        set_u16(ip, ipv4::CHECKSUM, checksum.0);
     } else {
-        put16(ip, 0, 0x6000 | u16::from(traffic_class) << 4);
-        put16(ip, 4, (len - 40) as u16);
-        ip[6] = protocol;
-        ip[7] = TTL;
-        ip[8..24].copy_from_slice(&src.v6_octets());
-        ip[24..40].copy_from_slice(&dst.v6_octets());
+        set_u16(ip, 0, 0x6000 | u16::from(traffic_class) << 4);
+        ipv6::set_payload_len(ip, (len - ipv6::HEADER_LEN) as u16);
+        ip[ipv6::NEXT_HEADER] = protocol;
+        ip[ipv6::HOP_LIMIT] = TTL;
+        ip[ipv6::SRC..ipv6::DST].copy_from_slice(&src.v6_octets());
+        ip[ipv6::DST..ipv6::HEADER_LEN].copy_from_slice(&dst.v6_octets());
     }
     Ok(at)
-}
-
-fn finish_icmp(icmp: &mut [u8], src: Addr, dst: Addr) {
-    let pseudo = if src.is_v4() { Sum::ZERO } else { pseudo_header(src, dst, protocol::ICMPV6, icmp.len() as u32) };
-    let checksum = (pseudo + Sum::of(icmp)).finish();
-    put16(icmp, 2, checksum.0);
 }
 
 /// Whether the packet's addresses are of one sender and one receiver (RFC 1122 §3.2.2, RFC 4443 §2.4 (e.3) to (e.6)).
@@ -223,13 +216,11 @@ fn answerable(parsed: &Parsed) -> bool {
 }
 
 fn one_host(addr: Addr) -> bool {
-    if addr.is_v4() {
-        // 0/8, 127/8, multicast, the old class E and the broadcast address. A subnet's broadcast address is known to nobody here.
-        !matches!(addr.v4_octets()[0], 0 | 127 | 224..)
-    } else {
-        let [first, second, ..] = addr.v6_octets();
-        // ::/8 holds the unspecified, the loopback and the mapped addresses; ff00::/8 multicast; a link-local address is of no link here.
-        first != 0 && first != 0xff && !(first == 0xfe && second & 0xc0 == 0x80)
+    match Scope::of(addr) {
+        Scope::Unicast => true,
+        // NodeLocal DNS and a mesh's probes have IPv4's; IPv6's would be of a link that nobody here is on.
+        Scope::LinkLocal => addr.is_v4(),
+        Scope::Unspecified | Scope::Loopback | Scope::Multicast | Scope::Broadcast => false,
     }
 }
 
@@ -239,9 +230,9 @@ fn speaks_for_itself(parsed: &Parsed) -> bool {
     let talks = match parsed.transport_kind {
         Transport::IcmpError { .. } | Transport::Tail => false,
         // Destination unreachable, source quench, redirect, time exceeded, parameter problem.
-        Transport::IcmpOther(kind) if v4 => !matches!(kind, 3 | 4 | 5 | 11 | 12),
-        // RFC 4443 §2.1: types below 128 are errors. 137 is redirect.
-        Transport::IcmpOther(kind) => kind >= 128 && kind != 137,
+        Transport::IcmpOther(kind) if v4 => !matches!(kind, 3..=5 | 11 | 12),
+        // RFC 4443 §2.1: types below 128 are errors.
+        Transport::IcmpOther(kind) => kind >= 128 && kind != icmpv6::REDIRECT,
         _ => true,
     };
     talks && parsed.fragment.is_none_or(|fragment| fragment.offset == 0)

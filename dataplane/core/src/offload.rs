@@ -18,24 +18,50 @@ pub(crate) use split::Template;
 
 use crate::addr::protocol;
 use crate::packet::{Checksum, Gso, Packet};
-use crate::parse::Parsed;
+use crate::parse::{Parsed, Transport};
 use crate::verdict::DropReason;
 use crate::wire::checksum::Sum;
+use crate::wire::{set_u16, tcp, udp};
 
-/// The most bytes one send with `UDP_SEGMENT` takes: an IPv4 datagram's payload, 65,535 - 20 - 8. The kernel holds IPv6 to the same
-/// sum of lengths, so one figure serves both.
+/// The most bytes one send with `UDP_SEGMENT` takes: an IPv4 datagram's payload, 65,535 - 20 - 8. IPv6 would take
+/// 20 more, as its length field leaves its header out; one figure serves both.
 pub const SEND_BYTES_MAX: usize = 65_507;
 
-/// The most segments one send with `UDP_SEGMENT` takes (`UDP_MAX_SEGMENTS` before Linux 6.7, twice that since).
+/// The most segments one send with `UDP_SEGMENT` takes: `UDP_MAX_SEGMENTS` of the kernels that know least.
 pub const SEND_SEGMENTS_MAX: usize = 64;
 
 /// The longest frame made by [`merge()`]: IPv4's length field has 16 bits, and the kernel's own limit for both families is the same.
 pub const PACKET_BYTES_MAX: usize = 65_535;
 
-/// Where the checksum stands in a TCP header.
-pub(crate) const TCP_CHECKSUM: usize = 16;
-/// Where the checksum stands in a UDP header.
-pub(crate) const UDP_CHECKSUM: usize = 6;
+/// The length of the longest packet that `packet` is on a wire, in bytes: its own, or that of a superframe's first segment. This is what
+/// a path's MTU is held against.
+#[inline]
+pub fn wire_len(packet: &Packet<'_>, parsed: &Parsed) -> u32 {
+    match segmented(packet, parsed) {
+        Some((header_len, size)) => parsed.len.min(header_len + size),
+        None => parsed.len,
+    }
+}
+
+/// How many packets `packet` is on a wire.
+#[inline]
+pub fn wire_packets(packet: &Packet<'_>, parsed: &Parsed) -> u32 {
+    match segmented(packet, parsed) {
+        Some((header_len, size)) => parsed.len.saturating_sub(header_len).div_ceil(size).max(1),
+        None => 1,
+    }
+}
+
+/// A superframe's header length and payload bytes per segment.
+#[inline]
+fn segmented(packet: &Packet<'_>, parsed: &Parsed) -> Option<(u32, u32)> {
+    let transport = u32::from(parsed.transport);
+    match (packet.offload.gso, parsed.transport_kind) {
+        (Gso::Tcp { size: size @ 1.., .. }, Transport::Tcp { header_len, .. }) => Some((transport + u32::from(header_len), size.into())),
+        (Gso::Udp { size: size @ 1.. }, Transport::Udp) => Some((transport + udp::HEADER_LEN as u32, size.into())),
+        _ => None,
+    }
+}
 
 /// Completes the checksum of a packet that its sender left [`Checksum::Partial`], in place. Others stay as they are.
 ///
@@ -47,8 +73,8 @@ pub fn finish_checksum(packet: &mut Packet<'_>, parsed: &Parsed) -> Result<(), D
         return Ok(());
     }
     let field = match parsed.tuple.protocol {
-        protocol::TCP => TCP_CHECKSUM,
-        protocol::UDP => UDP_CHECKSUM,
+        protocol::TCP => tcp::CHECKSUM,
+        protocol::UDP => udp::CHECKSUM,
         _ => return Err(DropReason::BadHeader),
     };
     if parsed.fragment.is_some() {
@@ -57,29 +83,9 @@ pub fn finish_checksum(packet: &mut Packet<'_>, parsed: &Parsed) -> Result<(), D
     let transport = packet.head.get_mut(parsed.transport.into()..parsed.len as usize).ok_or(DropReason::Truncated)?;
     let sum = Sum::of(transport);
     let stored = if parsed.tuple.protocol == protocol::UDP { sum.finish_udp() } else { sum.finish() };
-    put16(transport.get_mut(field..field + 2).ok_or(DropReason::Truncated)?, 0, stored.0);
+    set_u16(transport.get_mut(field..field + 2).ok_or(DropReason::Truncated)?, 0, stored.0);
     packet.offload.checksum = Checksum::Full;
     Ok(())
-}
-
-#[inline]
-pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-#[inline]
-pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-#[inline]
-pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
-    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
-}
-
-#[inline]
-pub(crate) fn put32(bytes: &mut [u8], at: usize, value: u32) {
-    bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
 }
 
 #[cfg(test)]

@@ -1,19 +1,15 @@
 //! Cutting a packet into fragments.
 
-use crate::offload::{be16, finish_checksum, put16};
+use crate::offload::finish_checksum;
 use crate::packet::{Gso, Packet};
 use crate::parse::Parsed;
 use crate::verdict::DropReason;
 use crate::wire::checksum::Sum;
+use crate::wire::{ipv4, ipv6, set_u16, u16_at};
 
 /// The longest per-fragment headers that are repeated. IPv4's are 60 at most; an IPv6 packet with more extension headers than that is
 /// none that a pod has reason to send.
 const HEADER_BYTES_MAX: usize = 256;
-
-const FRAGMENT_HEADER: u8 = 44;
-const FRAGMENT_HEADER_BYTES: usize = 8;
-const MORE_FRAGMENTS_V4: u16 = 0x2000;
-const DONT_FRAGMENT_V4: u16 = 0x4000;
 
 /// Cuts `packet` into fragments of at most `mtu` bytes, each given to `emit` as header and payload; gives back how many.
 ///
@@ -43,26 +39,26 @@ pub fn cut(
 fn cut_v4(bytes: &[u8], mtu: usize, mut emit: impl FnMut(&[u8], &[u8]) -> Result<(), DropReason>) -> Result<usize, DropReason> {
     let header_len = usize::from(bytes[0] & 0x0f) * 4;
     let (original, payload) = bytes.split_at_checked(header_len).ok_or(DropReason::Truncated)?;
-    let flags = be16(original, 6);
-    if flags & DONT_FRAGMENT_V4 != 0 {
+    let flags = u16_at(original, ipv4::FLAGS_OFFSET);
+    if flags & ipv4::DONT_FRAGMENT != 0 {
         return Err(DropReason::PacketTooBig);
     }
-    let (first_offset, more_behind) = (usize::from(flags & 0x1fff) * 8, flags & MORE_FRAGMENTS_V4);
-    let mut buffer = [0; 60];
+    let (first_offset, more_behind) = (usize::from(flags & ipv4::OFFSET_MASK) * 8, flags & ipv4::MORE_FRAGMENTS);
+    let mut buffer = [0; ipv4::HEADER_LEN_MAX];
     let header = &mut buffer[..header_len];
     header.copy_from_slice(original);
     let (mut at, mut count, mut header_len) = (0, 0, header_len);
     while at < payload.len() {
         let len = piece(payload.len() - at, mtu, header_len)?;
-        let more = if at + len < payload.len() { MORE_FRAGMENTS_V4 } else { more_behind };
+        let more = if at + len < payload.len() { ipv4::MORE_FRAGMENTS } else { more_behind };
         let header = &mut buffer[..header_len];
-        put16(header, 2, (header_len + len) as u16);
-        put16(header, 6, more | ((first_offset + at) / 8) as u16);
-        put16(header, 10, 0);
+        set_u16(header, ipv4::TOTAL_LEN, (header_len + len) as u16);
+        set_u16(header, ipv4::FLAGS_OFFSET, more | ((first_offset + at) / 8) as u16);
+        set_u16(header, ipv4::CHECKSUM, 0);
         let checksum = Sum::of(header).finish().0;
-        put16(header, 10, checksum);
+        set_u16(header, ipv4::CHECKSUM, checksum);
         emit(header, &payload[at..at + len])?;
-        if at == 0 && header_len > 20 {
+        if at == 0 && header_len > ipv4::HEADER_LEN {
             header_len = keep_copied_options(&mut buffer[..header_len]);
         }
         at += len;
@@ -74,7 +70,7 @@ fn cut_v4(bytes: &[u8], mtu: usize, mut emit: impl FnMut(&[u8], &[u8]) -> Result
 /// Leaves only the options that every fragment repeats, and gives back the header's new length.
 fn keep_copied_options(header: &mut [u8]) -> usize {
     // RFC 791 §3.1: the type's highest bit is the copied flag; 0 ends the list, 1 is one byte of padding, others say their length.
-    let (mut from, mut to) = (20, 20);
+    let (mut from, mut to) = (ipv4::HEADER_LEN, ipv4::HEADER_LEN);
     while from < header.len() {
         let len = match header[from] {
             0 => break,
@@ -97,20 +93,20 @@ fn keep_copied_options(header: &mut [u8]) -> usize {
 fn cut_v6(bytes: &[u8], mtu: usize, id: u32, mut emit: impl FnMut(&[u8], &[u8]) -> Result<(), DropReason>) -> Result<usize, DropReason> {
     let place = insertion_point(bytes)?;
     let mut buffer = [0; HEADER_BYTES_MAX];
-    let header_len = place.at + FRAGMENT_HEADER_BYTES;
+    let header_len = place.at + ipv6::FRAGMENT_HEADER_LEN;
     let header = buffer.get_mut(..header_len).ok_or(DropReason::FragmentBad)?;
     header[..place.at].copy_from_slice(&bytes[..place.at]);
-    let (payload, first_offset, more_behind) = if place.next == FRAGMENT_HEADER {
+    let (payload, first_offset, more_behind) = if place.next == ipv6::FRAGMENT {
         let existing = bytes.get(place.at..header_len).ok_or(DropReason::Truncated)?;
         header[place.at..].copy_from_slice(existing);
-        let word = be16(existing, 2);
+        let word = u16_at(existing, 2);
         if word & !0b110 == 0 {
             // An atomic fragment (RFC 6946) is cut under an identification that is known to be fresh.
             header[place.at + 4..].copy_from_slice(&id.to_be_bytes());
         }
         (&bytes[header_len..], usize::from(word & !7), word & 1)
     } else {
-        header[place.next_field] = FRAGMENT_HEADER;
+        header[place.next_field] = ipv6::FRAGMENT;
         header[place.at] = place.next;
         header[place.at + 4..].copy_from_slice(&id.to_be_bytes());
         (&bytes[place.at..], 0, 0)
@@ -120,8 +116,8 @@ fn cut_v6(bytes: &[u8], mtu: usize, id: u32, mut emit: impl FnMut(&[u8], &[u8]) 
         let len = piece(payload.len() - at, mtu, header_len)?;
         let more = if at + len < payload.len() { 1 } else { more_behind };
         // The offset counts units of 8 bytes and stands above three bits: in place, it is the offset in bytes.
-        put16(header, place.at + 2, (first_offset + at) as u16 | more);
-        put16(header, 4, (header_len - 40 + len) as u16);
+        set_u16(header, place.at + 2, (first_offset + at) as u16 | more);
+        ipv6::set_payload_len(header, (header_len - ipv6::HEADER_LEN + len) as u16);
         emit(header, &payload[at..at + len])?;
         at += len;
         count += 1;
@@ -130,6 +126,7 @@ fn cut_v6(bytes: &[u8], mtu: usize, id: u32, mut emit: impl FnMut(&[u8], &[u8]) 
 }
 
 /// Where a fragment header goes, or already is.
+#[derive(Clone, Copy)]
 struct Place {
     at: usize,
     /// The header that follows there.
@@ -140,14 +137,14 @@ struct Place {
 
 /// Behind the headers that every node on the way looks at: up to a routing header, or else a hop-by-hop header (RFC 8200 §4.5).
 fn insertion_point(bytes: &[u8]) -> Result<Place, DropReason> {
-    let mut here = Place { at: 40, next: bytes[6], next_field: 6 };
-    let mut best = Place { at: 40, next: bytes[6], next_field: 6 };
-    while matches!(here.next, 0 | 43 | 60) {
+    let mut here = Place { at: ipv6::HEADER_LEN, next: bytes[ipv6::NEXT_HEADER], next_field: ipv6::NEXT_HEADER };
+    let mut best = here;
+    while matches!(here.next, ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::DESTINATION_OPTIONS) {
         let header = bytes.get(here.at..here.at + 8).ok_or(DropReason::Truncated)?;
-        let per_fragment = here.next != 60;
+        let per_fragment = here.next != ipv6::DESTINATION_OPTIONS;
         here = Place { at: here.at + 8 + usize::from(header[1]) * 8, next: header[0], next_field: here.at };
-        if per_fragment || here.next == FRAGMENT_HEADER {
-            best = Place { ..here };
+        if per_fragment || here.next == ipv6::FRAGMENT {
+            best = here;
         }
     }
     if best.at > bytes.len() { Err(DropReason::Truncated) } else { Ok(best) }

@@ -111,7 +111,7 @@ fn of_a_superframe_the_first_segment_is_quoted() {
         let quote = &said[at + 8..];
         assert_eq!(quote.len(), at + 20 + 400);
         assert_eq!(quote[at + 13], flags::ACK);
-        assert_eq!(be32(quote, at + 4), 1000);
+        assert_eq!(u32_at(quote, at + 4), 1000);
     }
 }
 
@@ -175,7 +175,7 @@ fn a_reset_has_the_numbers_that_its_receiver_accepts() {
         ] {
             let said = told(&testing::tcp(src, dst, flags, &payload(len)), reset).unwrap();
             let at = if v4 { 20 } else { 40 };
-            assert_eq!((be32(&said, at + 4), be32(&said, at + 8), said[at + 13]), expected);
+            assert_eq!((u32_at(&said, at + 4), u32_at(&said, at + 8), said[at + 13]), expected);
             let mut said = said;
             let parsed = parse(&testing::packet(&mut said, Ingress::Host)).unwrap();
             assert_eq!(parsed.tuple, testing::tuple(protocol::TCP, dst, src));
@@ -188,16 +188,16 @@ fn a_reset_has_the_numbers_that_its_receiver_accepts() {
 #[test]
 fn a_reset_acknowledges_a_whole_merged_frame() {
     let mut head = testing::tcp("10.0.0.1:1", "10.0.0.2:2", 0, &payload(1000));
-    put16(&mut head, 2, 40 + 3000);
-    put16(&mut head, 10, 0);
+    set_u16(&mut head, 2, 40 + 3000);
+    set_u16(&mut head, 10, 0);
     let checksum = Sum::of(&head[..20]).finish();
-    put16(&mut head, 10, checksum.0);
+    set_u16(&mut head, 10, checksum.0);
     let offload = Offload { checksum: Checksum::Partial, gso: Gso::Tcp { size: 1000, ecn: false } };
     let packet = Packet { head: &mut head, tail_len: 2000, offload, ingress: Ingress::Pods };
     let parsed = parse(&packet).unwrap();
     let mut out = Vec::with_capacity(1000);
     reset(&mut out, &packet, &parsed).unwrap();
-    assert_eq!(be32(&out, 28), 4000);
+    assert_eq!(u32_at(&out, 28), 4000);
     out.clear();
     error(&mut out, Answer::NoRoute, gateway(true), &packet, &parsed).unwrap();
     etherparse_agrees(&out);

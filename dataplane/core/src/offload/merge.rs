@@ -6,17 +6,12 @@
 
 use std::ops::Range;
 
-use super::{PACKET_BYTES_MAX, SEND_SEGMENTS_MAX, TCP_CHECKSUM, UDP_CHECKSUM, be16, be32, put16};
+use super::{PACKET_BYTES_MAX, SEND_SEGMENTS_MAX};
 use crate::addr::protocol;
 use crate::packet::{Checksum, Gso, Offload};
 use crate::wire::checksum::Sum;
-
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const URG: u8 = 0x20;
-const CWR: u8 = 0x80;
+use crate::wire::tcp::{CWR, FIN, PSH, RST, SYN, URG};
+use crate::wire::{ipv4, ipv6, set_u16, tcp, u16_at, u32_at, udp};
 
 /// Whether the kernel takes superframes of a kind from us (`TUNSETOFFLOAD` may accept what a later write is refused for).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,20 +133,29 @@ struct Shape {
 
 impl Shape {
     fn of(bytes: &[u8]) -> Option<Shape> {
-        let (v4, transport, protocol) = match bytes.first()? {
-            0x45 if bytes.len() >= 20 => {
-                // RFC 791 flags: no MF, no reserved bit, no offset.
-                let whole = be16(bytes, 6) & 0xbfff == 0;
-                (usize::from(be16(bytes, 2)) == bytes.len() && whole).then_some((true, 20, bytes[9]))?
+        let (v4, transport, protocol, len) = match bytes.first()? {
+            // No MF, no reserved bit, no offset: the packet is whole.
+            0x45 if bytes.len() >= ipv4::HEADER_LEN && u16_at(bytes, ipv4::FLAGS_OFFSET) & !ipv4::DONT_FRAGMENT == 0 => {
+                (true, ipv4::HEADER_LEN, bytes[ipv4::PROTOCOL], usize::from(u16_at(bytes, ipv4::TOTAL_LEN)))
             }
-            first if first >> 4 == 6 && bytes.len() >= 40 => (usize::from(be16(bytes, 4)) + 40 == bytes.len()).then_some((false, 40, bytes[6]))?,
+            first if first >> 4 == 6 && bytes.len() >= ipv6::HEADER_LEN => {
+                let payload_len = usize::from(u16_at(bytes, ipv6::PAYLOAD_LEN));
+                (false, ipv6::HEADER_LEN, bytes[ipv6::NEXT_HEADER], ipv6::HEADER_LEN + payload_len)
+            }
             _ => return None,
         };
         let rest = &bytes[transport..];
         let (header, flags) = match protocol {
-            protocol::TCP if rest.len() >= 20 && rest[12] >> 4 >= 5 => (usize::from(rest[12] >> 4) * 4, rest[13]),
+            _ if len != bytes.len() => return None,
+            protocol::TCP if rest.len() >= tcp::HEADER_LEN && rest[tcp::DATA_OFFSET] >> 4 >= 5 => {
+                (usize::from(rest[tcp::DATA_OFFSET] >> 4) * 4, rest[tcp::FLAGS])
+            }
             // A checksum of 0 verifies nothing, and a merged frame must have one.
-            protocol::UDP if rest.len() >= 8 && usize::from(be16(rest, 4)) == rest.len() && be16(rest, UDP_CHECKSUM) != 0 => (8, 0),
+            protocol::UDP
+                if rest.len() >= udp::HEADER_LEN && u16_at(rest, udp::CHECKSUM) != 0 && usize::from(u16_at(rest, udp::LEN)) == rest.len() =>
+            {
+                (udp::HEADER_LEN, 0)
+            }
             _ => return None,
         };
         let plain = flags & (SYN | RST | URG) == 0;
@@ -169,13 +173,13 @@ impl Shape {
 
     /// Whether the IPv4 header's and the transport checksum are right.
     fn verified(&self, bytes: &[u8]) -> bool {
-        let header = !self.v4 || Sum::of(&bytes[..20]).is_whole();
+        let header = !self.v4 || Sum::of(&bytes[..ipv4::HEADER_LEN]).is_whole();
         header && (pseudo_header(bytes, self.v4, self.protocol, self.len - self.transport) + Sum::of(&bytes[self.transport..])).is_whole()
     }
 }
 
 fn pseudo_header(bytes: &[u8], v4: bool, protocol: u8, transport_len: usize) -> Sum {
-    let addresses = if v4 { &bytes[12..20] } else { &bytes[8..40] };
+    let addresses = if v4 { &bytes[ipv4::SRC..ipv4::HEADER_LEN] } else { &bytes[ipv6::SRC..ipv6::HEADER_LEN] };
     // A length beyond 16 bits is no packet: see PACKET_BYTES_MAX.
     Sum::of(addresses) + Sum::of_words(&[protocol.into(), transport_len as u16])
 }
@@ -203,7 +207,7 @@ impl Run {
     /// A run that begins with a segment.
     fn start(range: &Range<usize>, bytes: &[u8], shape: Shape, tails: usize) -> Run {
         let size = shape.payload();
-        let next_seq = if shape.protocol == protocol::TCP { be32(bytes, shape.transport + 4).wrapping_add(size as u32) } else { 0 };
+        let next_seq = if shape.protocol == protocol::TCP { u32_at(bytes, shape.transport + tcp::SEQUENCE).wrapping_add(size as u32) } else { 0 };
         let full = shape.flags & (FIN | PSH) != 0;
         Run { head: range.clone(), shape, tails, size, payload: size, segments: 1, last_flags: 0, next_seq, full }
     }
@@ -222,11 +226,17 @@ impl Run {
     fn same_network(&self, head: &[u8], bytes: &[u8]) -> bool {
         if self.shape.v4 {
             // RFC 6864: with DF set the id means nothing. Without it, whoever cuts the frame again counts up, so it must count up here.
-            let dont_fragment = bytes[6] & 0x40 != 0;
-            let counted = be16(bytes, 4) == be16(head, 4).wrapping_add(self.segments);
-            head[1] == bytes[1] && head[6..8] == bytes[6..8] && head[8] == bytes[8] && head[12..20] == bytes[12..20] && (dont_fragment || counted)
+            let dont_fragment = u16_at(bytes, ipv4::FLAGS_OFFSET) & ipv4::DONT_FRAGMENT != 0;
+            let counted = u16_at(bytes, ipv4::ID) == u16_at(head, ipv4::ID).wrapping_add(self.segments);
+            let equal = |from: usize, to: usize| head[from..to] == bytes[from..to];
+            equal(ipv4::TRAFFIC_CLASS, ipv4::TOTAL_LEN)
+                && equal(ipv4::FLAGS_OFFSET, ipv4::PROTOCOL)
+                && equal(ipv4::SRC, ipv4::HEADER_LEN)
+                && (dont_fragment || counted)
         } else {
-            head[..4] == bytes[..4] && head[7] == bytes[7] && head[8..40] == bytes[8..40]
+            // Version, traffic class and flow label; hop limit and addresses.
+            head[..ipv6::PAYLOAD_LEN] == bytes[..ipv6::PAYLOAD_LEN]
+                && head[ipv6::HOP_LIMIT..ipv6::HEADER_LEN] == bytes[ipv6::HOP_LIMIT..ipv6::HEADER_LEN]
         }
     }
 
@@ -239,13 +249,12 @@ impl Run {
         }
         // As in tcp_gro_receive: acknowledgement, data offset, window and options equal; flags too, but that FIN and PSH may come with
         // the last and CWR only with the first. The urgent pointer is compared as well: nothing of a segment is lost in a merge.
-        be32(bytes, 4) == self.next_seq
-            && head[8..13] == bytes[8..13]
-            && head[14..16] == bytes[14..16]
-            && head[18..20] == bytes[18..20]
-            && head[20..bytes.len()] == bytes[20..]
-            && bytes[13] & CWR == 0
-            && (head[13] ^ bytes[13]) & !(CWR | FIN | PSH) == 0
+        u32_at(bytes, tcp::SEQUENCE) == self.next_seq
+            && head[tcp::ACKNOWLEDGEMENT..tcp::FLAGS] == bytes[tcp::ACKNOWLEDGEMENT..tcp::FLAGS]
+            && head[tcp::WINDOW..tcp::CHECKSUM] == bytes[tcp::WINDOW..tcp::CHECKSUM]
+            && head[tcp::URGENT..bytes.len()] == bytes[tcp::URGENT..]
+            && bytes[tcp::FLAGS] & CWR == 0
+            && (head[tcp::FLAGS] ^ bytes[tcp::FLAGS]) & !(CWR | FIN | PSH) == 0
     }
 
     fn append(&mut self, bytes: &[u8], shape: &Shape) {
@@ -254,7 +263,7 @@ impl Run {
         self.segments += 1;
         self.last_flags = shape.flags & (FIN | PSH);
         if shape.protocol == protocol::TCP {
-            self.next_seq = be32(bytes, shape.transport + 4).wrapping_add(len as u32);
+            self.next_seq = u32_at(bytes, shape.transport + tcp::SEQUENCE).wrapping_add(len as u32);
         }
         self.full = len < self.size || self.last_flags != 0;
     }
@@ -264,23 +273,23 @@ impl Run {
         let len = self.shape.header_len + self.payload;
         let transport = self.shape.transport;
         if self.shape.v4 {
-            put16(head, 2, len as u16);
-            put16(head, 10, 0);
-            let checksum = Sum::of(&head[..20]).finish().0;
-            put16(head, 10, checksum);
+            set_u16(head, ipv4::TOTAL_LEN, len as u16);
+            set_u16(head, ipv4::CHECKSUM, 0);
+            let checksum = Sum::of(&head[..ipv4::HEADER_LEN]).finish().0;
+            set_u16(head, ipv4::CHECKSUM, checksum);
         } else {
-            put16(head, 4, (len - 40) as u16);
+            ipv6::set_payload_len(head, (len - ipv6::HEADER_LEN) as u16);
         }
         let pseudo = pseudo_header(head, self.shape.v4, self.shape.protocol, len - transport).folded();
         // Payloads are parts of one packet of at most 65,535 bytes.
         let size = self.size as u16;
         let gso = if self.shape.protocol == protocol::TCP {
-            head[transport + 13] |= self.last_flags;
-            put16(head, transport + TCP_CHECKSUM, pseudo);
-            Gso::Tcp { size, ecn: head[transport + 13] & CWR != 0 }
+            head[transport + tcp::FLAGS] |= self.last_flags;
+            set_u16(head, transport + tcp::CHECKSUM, pseudo);
+            Gso::Tcp { size, ecn: head[transport + tcp::FLAGS] & CWR != 0 }
         } else {
-            put16(head, transport + 4, (len - transport) as u16);
-            put16(head, transport + UDP_CHECKSUM, pseudo);
+            set_u16(head, transport + udp::LEN, (len - transport) as u16);
+            set_u16(head, transport + udp::CHECKSUM, pseudo);
             Gso::Udp { size }
         };
         Offload { checksum: Checksum::Partial, gso }

@@ -2,15 +2,12 @@
 
 use std::ops::Range;
 
-use super::{SEND_SEGMENTS_MAX, TCP_CHECKSUM, UDP_CHECKSUM, be16, be32, put16, put32};
+use super::SEND_SEGMENTS_MAX;
 use crate::packet::{Checksum, Gso, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::verdict::DropReason;
 use crate::wire::checksum::Sum;
-
-const FIN: u8 = 0x01;
-const PSH: u8 = 0x08;
-const CWR: u8 = 0x80;
+use crate::wire::{ipv4, ipv6, set_u16, set_u32, tcp, u16_at, u32_at, udp};
 
 /// One packet to be sent: a header of its own, and payload where it already lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,7 +227,7 @@ impl Template {
         let header_len = match (kind, parsed.transport_kind) {
             (Rewrite::Nothing, _) => transport,
             (_, Transport::Tcp { header_len, .. }) => transport + usize::from(header_len),
-            _ => transport + 8,
+            _ => transport + udp::HEADER_LEN,
         };
         if kind != Rewrite::Nothing && parsed.fragment.is_some() || size == 0 {
             return Err(DropReason::BadHeader);
@@ -250,22 +247,24 @@ impl Template {
         }
         let addresses = if v4 {
             template.ip = Sum::of(&head[..2]) + Sum::of(&head[6..10]) + Sum::of(&head[12..transport]);
-            template.id = be16(head, 4);
-            &head[12..20]
+            template.id = u16_at(head, ipv4::ID);
+            &head[ipv4::SRC..ipv4::HEADER_LEN]
         } else {
-            &head[8..40]
+            &head[ipv6::SRC..ipv6::HEADER_LEN]
         };
         let fixed = Sum::of(addresses) + Sum::of_words(&[parsed.tuple.protocol.into()]);
         template.fixed = match kind {
             Rewrite::Tcp => {
-                let tcp = &head[transport..];
-                template.seq = be32(tcp, 4);
-                template.flags = tcp[13];
+                let segment = &head[transport..];
+                template.seq = u32_at(segment, tcp::SEQUENCE);
+                template.flags = segment[tcp::FLAGS];
                 // Ports, acknowledgement, data offset, window, urgent pointer and options; not sequence number, flags, checksum.
-                let data_offset = Sum::of_words(&[u16::from(tcp[12]) << 8]);
-                fixed + Sum::of(&tcp[..4]) + Sum::of(&tcp[8..12]) + data_offset + Sum::of(&tcp[14..16]) + Sum::of(&tcp[18..])
+                let data_offset = Sum::of_words(&[u16::from(segment[tcp::DATA_OFFSET]) << 8]);
+                let ports = Sum::of(&segment[tcp::PORTS..tcp::SEQUENCE]);
+                let window = Sum::of(&segment[tcp::WINDOW..tcp::CHECKSUM]);
+                fixed + ports + Sum::of(&segment[tcp::ACKNOWLEDGEMENT..tcp::DATA_OFFSET]) + data_offset + window + Sum::of(&segment[tcp::URGENT..])
             }
-            _ => fixed + Sum::of(&head[transport..transport + 4]),
+            _ => fixed + Sum::of(&head[transport..][udp::PORTS..udp::LEN]),
         };
         Ok(template)
     }
@@ -280,11 +279,11 @@ impl Template {
         let len = self.header_len + payload_len;
         if self.v4 {
             let id = self.id.wrapping_add(index as u16);
-            put16(header, 2, len as u16);
-            put16(header, 4, id);
-            put16(header, 10, (self.ip + Sum::of_words(&[len as u16, id])).finish().0);
+            set_u16(header, ipv4::TOTAL_LEN, len as u16);
+            set_u16(header, ipv4::ID, id);
+            set_u16(header, ipv4::CHECKSUM, (self.ip + Sum::of_words(&[len as u16, id])).finish().0);
         } else {
-            put16(header, 4, (len - 40) as u16);
+            ipv6::set_payload_len(header, (len - ipv6::HEADER_LEN) as u16);
         }
         let transport_len = (len - self.transport) as u16;
         let sum = self.fixed + Sum::of_words(&[transport_len]) + payload;
@@ -293,18 +292,18 @@ impl Template {
             let seq = self.seq.wrapping_add((index * self.size) as u32);
             let mut flags = self.flags;
             if index > 0 {
-                flags &= !CWR;
+                flags &= !tcp::CWR;
             }
             if index + 1 < self.segments {
-                flags &= !(FIN | PSH);
+                flags &= !(tcp::FIN | tcp::PSH);
             }
-            put32(transport, 4, seq);
-            transport[13] = flags;
-            put16(transport, TCP_CHECKSUM, (sum + Sum::of_words(&[(seq >> 16) as u16, seq as u16, flags.into()])).finish().0);
+            set_u32(transport, tcp::SEQUENCE, seq);
+            transport[tcp::FLAGS] = flags;
+            set_u16(transport, tcp::CHECKSUM, (sum + Sum::of_words(&[(seq >> 16) as u16, seq as u16, flags.into()])).finish().0);
         } else {
-            put16(transport, 4, transport_len);
+            set_u16(transport, udp::LEN, transport_len);
             // The length is summed twice: in the pseudo header and in the header.
-            put16(transport, UDP_CHECKSUM, (sum + Sum::of_words(&[transport_len])).finish_udp().0);
+            set_u16(transport, udp::CHECKSUM, (sum + Sum::of_words(&[transport_len])).finish_udp().0);
         }
     }
 }

@@ -7,6 +7,7 @@ use super::*;
 use crate::packet::{Ingress, Offload};
 use crate::parse::parse;
 use crate::testing;
+use crate::wire::{set_u32, u16_at, u32_at};
 
 const ROOM: usize = 8;
 const FIN: u8 = 0x01;
@@ -24,10 +25,10 @@ fn tcp_frame(v4: bool, options: &[u8], flags: u8, len: usize) -> Vec<u8> {
 }
 
 fn with_id(mut bytes: Vec<u8>, id: u16) -> Vec<u8> {
-    put16(&mut bytes, 4, id);
-    put16(&mut bytes, 10, 0);
+    set_u16(&mut bytes, 4, id);
+    set_u16(&mut bytes, 10, 0);
     let checksum = Sum::of(&bytes[..20]).finish().0;
-    put16(&mut bytes, 10, checksum);
+    set_u16(&mut bytes, 10, checksum);
     bytes
 }
 
@@ -49,7 +50,10 @@ fn split_all(bytes: &mut [u8], gso: Gso) -> Vec<Vec<u8>> {
     let parsed = parse(&packet).unwrap();
     let mut plan = plan();
     let made = split(&packet, &parsed, ROOM, &mut plan).unwrap();
-    packets(&plan, made, packet.head)
+    let made = packets(&plan, made, packet.head);
+    assert_eq!(wire_packets(&packet, &parsed) as usize, made.len());
+    assert_eq!(wire_len(&packet, &parsed) as usize, made[0].len());
+    made
 }
 
 /// The packets as they lie in a receive buffer, each behind an encapsulation header.
@@ -83,12 +87,12 @@ fn a_tcp_superframe_becomes_segments_with_consecutive_numbers_and_right_checksum
         let made = split_all(&mut frame, Gso::Tcp { size: 1000, ecn: true });
         assert_eq!(made.len(), 3);
         let at = if v4 { 20 } else { 40 };
-        let of = |index: usize| (be32(&made[index], at + 4), made[index][at + 13], made[index].len());
+        let of = |index: usize| (u32_at(&made[index], at + 4), made[index][at + 13], made[index].len());
         assert_eq!(of(0), (1000, ACK | CWR, at + 1020));
         assert_eq!(of(1), (2000, ACK, at + 1020));
         assert_eq!(of(2), (3000, ACK | PSH | FIN, at + 520));
         if v4 {
-            assert_eq!(made.iter().map(|bytes| be16(bytes, 4)).collect::<Vec<_>>(), [0xfffe, 0xffff, 0]);
+            assert_eq!(made.iter().map(|bytes| u16_at(bytes, 4)).collect::<Vec<_>>(), [0xfffe, 0xffff, 0]);
         }
         for bytes in &made {
             etherparse_agrees(bytes);
@@ -121,7 +125,7 @@ fn a_computed_udp_checksum_of_zero_is_sent_as_its_other_form() {
         // With the checksum itself as payload the sum is that of all ones.
         let mut bytes = testing::partial(&testing::udp(src, dst, &plain[at + 6..at + 8]));
         let made = split_all(&mut bytes.clone(), Gso::None);
-        assert_eq!(be16(&made[0], at + 6), 0xffff);
+        assert_eq!(u16_at(&made[0], at + 6), 0xffff);
         let mut packet = super_packet(&mut bytes, Gso::None);
         let parsed = parse(&packet).unwrap();
         finish_checksum(&mut packet, &parsed).unwrap();
@@ -223,7 +227,7 @@ fn what_must_not_be_merged_is_not() {
     ] {
         let mut pair = base();
         pair[1][at] ^= 4;
-        let mut bytes = testing::partial(&with_id(pair[1].clone(), be16(&pair[1], 4)));
+        let mut bytes = testing::partial(&with_id(pair[1].clone(), u16_at(&pair[1], 4)));
         let mut packet = super_packet(&mut bytes, Gso::None);
         let parsed = parse(&packet).unwrap();
         finish_checksum(&mut packet, &parsed).unwrap();
@@ -242,7 +246,7 @@ fn what_must_not_be_merged_is_not() {
 fn tcp_at(seq: u32, payload: &[u8]) -> Vec<u8> {
     let (src, dst) = ends(true);
     let mut bytes = testing::tcp(src, dst, ACK, payload);
-    put32(&mut bytes, 24, seq);
+    set_u32(&mut bytes, 24, seq);
     testing::complete(&testing::partial(&bytes))
 }
 
