@@ -1,8 +1,9 @@
 //! Podgate's control side: from a configuration and the cluster's objects to the tables that the workers read.
 //!
-//! In the order in which a change passes: [`model`] holds what of the cluster's objects matters, `compile` makes a snapshot of it for
+//! In the order in which a change passes: [`model`] holds what of the cluster's objects matters, [`compile`] makes a snapshot of it for
 //! this node. [`config`] is read once at the start.
 #![forbid(unsafe_code)]
 
+pub mod compile;
 pub mod config;
 pub mod model;

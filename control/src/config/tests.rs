@@ -135,10 +135,7 @@ fn ports_that_could_be_taken_for_one_another_are_refused() {
         "podgate.yaml: masquerade.ports: 60000-65534 overlaps the host's ephemeral range 32768-60999 (net.ipv4.ip_local_port_range); \
          choose ports outside it, or narrow that range with sysctl"
     );
-    assert_eq!(
-        error("overlay: {port: 30001}"),
-        "podgate.yaml: nodePorts and overlay.port: 30000-32767 holds port 30001; move one of them"
-    );
+    assert_eq!(error("overlay: {port: 30001}"), "podgate.yaml: nodePorts and overlay.port: 30000-32767 holds port 30001; move one of them");
     assert_eq!(
         error("masquerade: {ports: [62000-63000, 61000-62000]}"),
         "podgate.yaml: masquerade.ports: 61000-62000 overlaps 62000-63000; keep ranges apart"

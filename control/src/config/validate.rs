@@ -77,7 +77,11 @@ fn node(check: &Check<'_>, given: Option<String>, host: &HostFacts) -> Result<St
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     // RFC 1123 subdomain, as Kubernetes asks of a node's name.
     if name.is_empty() || name.len() > 253 || !name.chars().all(fits) || name.starts_with(['-', '.']) || name.ends_with(['-', '.']) {
-        return check.fail("node", format!("`{name}` cannot be a node's name"), "write the name of its Node object: lower-case letters, digits, `-` and `.`");
+        return check.fail(
+            "node",
+            format!("`{name}` cannot be a node's name"),
+            "write the name of its Node object: lower-case letters, digits, `-` and `.`",
+        );
     }
     Ok(name)
 }
@@ -183,7 +187,11 @@ fn source(check: &Check<'_>, given: Option<RawSource>) -> Result<SourceConfig, C
 
 fn absolute(check: &Check<'_>, key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     if !path.is_absolute() {
-        return check.fail(key, format!("`{}` is a relative path", path.display()), "write an absolute one: the daemon's working directory is nobody's choice");
+        return check.fail(
+            key,
+            format!("`{}` is a relative path", path.display()),
+            "write an absolute one: the daemon's working directory is nobody's choice",
+        );
     }
     Ok(path)
 }
@@ -200,7 +208,11 @@ fn workers(check: &Check<'_>, given: Option<RawWorkers>) -> Result<Option<Worker
         return check.fail("workers.count", format!("{count} is not between 1 and 256"), "one for each CPU that the gateway may use is plenty");
     }
     if !given.cpus.is_empty() && given.cpus.len() != usize::from(count) {
-        return check.fail("workers", format!("count is {count} but cpus lists {}", given.cpus.len()), "list one CPU for each worker, or leave cpus out");
+        return check.fail(
+            "workers",
+            format!("count is {count} but cpus lists {}", given.cpus.len()),
+            "list one CPU for each worker, or leave cpus out",
+        );
     }
     let mut sorted = given.cpus.clone();
     sorted.sort_unstable();

@@ -199,7 +199,8 @@ mod tests {
 
     #[test]
     fn an_absent_field_has_the_api_servers_default() {
-        let service = service(json!({}), json!({"clusterIP": "10.96.0.1", "sessionAffinity": "ClientIP", "ports": [{"port": 53}]}), json!({})).unwrap();
+        let service =
+            service(json!({}), json!({"clusterIP": "10.96.0.1", "sessionAffinity": "ClientIP", "ports": [{"port": 53}]}), json!({})).unwrap();
         assert_eq!(service.cluster_ips, ["10.96.0.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(service.affinity, Some(Duration::from_secs(10_800)));
         assert_eq!((service.internal_policy, service.external_policy), (TrafficPolicy::Cluster, TrafficPolicy::Cluster));
@@ -208,7 +209,8 @@ mod tests {
 
     #[test]
     fn only_ingress_addresses_of_mode_vip_count() {
-        let ingress = json!([{"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}, {"hostname": "lb"}, {"ip": "2001:db8::5", "ipMode": "VIP"}]);
+        let ingress =
+            json!([{"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}, {"hostname": "lb"}, {"ip": "2001:db8::5", "ipMode": "VIP"}]);
         let service = service(json!({}), json!({"clusterIP": "10.96.0.1"}), json!({"loadBalancer": {"ingress": ingress}})).unwrap();
         assert_eq!(service.load_balancer_ips, ["203.0.113.1".parse::<IpAddr>().unwrap(), "2001:db8::5".parse().unwrap()]);
     }

@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_port_that_is_absent_or_zero_is_skipped() {
-        let slice = slice(json!({"addressType": "IPv4", "endpoints": [], "ports": [{"name": "a"}, {"name": "b", "port": 0}, {"name": "c", "port": 1}]}));
+        let slice =
+            slice(json!({"addressType": "IPv4", "endpoints": [], "ports": [{"name": "a"}, {"name": "b", "port": 0}, {"name": "c", "port": 1}]}));
         assert_eq!(slice.unwrap().ports, [SlicePort { name: "c".into(), protocol: Protocol::Tcp, port: 1 }]);
     }
 

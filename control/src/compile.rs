@@ -1,0 +1,329 @@
+//! From the cluster's objects to a snapshot for this node: pure, and no dearer than what changed.
+//!
+//! [`compile`] takes the previous result and compares: a service whose object and slices are the same keeps its service ports and
+//! touches no shard; peers and routes are built anew only if nodes changed. A fresh compile of the same state gives the same tables,
+//! which is what its property test holds it to.
+//!
+//! What it decides is what kube-proxy's users rely on; each file names the upstream files that define it. `endpoints` chooses endpoints,
+//! `service` makes frontends, `node` makes peers and routes, [`view`] tells operators of it.
+
+mod endpoints;
+mod node;
+mod service;
+pub mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use podgate_core::service::{Face, Frontend, FrontendKey, ServiceTable};
+use podgate_core::snapshot::{Generation, Peer, Snapshot};
+use serde::Serialize;
+
+use crate::model::{ClusterState, ObjectName, Protocol};
+use node::Locator;
+pub use node::{Announcements, LocalNode, Settings, gateway_address, pod_mtu};
+use service::{CompiledPort, CompiledService, compile_service, owner, self_test, self_test_name};
+
+/// A snapshot, what it was made from, and what there is to say about it.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// What the workers read. Its generation grows only when something in it changed.
+    pub snapshot: Snapshot,
+    /// Service ports added, updated and removed since the previous one.
+    pub changes: Vec<ServiceChange>,
+    /// What is wrong with the objects, or seen and not enforced. Complete each time, not only what is new.
+    pub warnings: Vec<Warning>,
+    state: Arc<ClusterState>,
+    local: Arc<LocalNode>,
+    locator: Arc<Locator>,
+    services: BTreeMap<ObjectName, Arc<CompiledService>>,
+    /// Frontends that more than one service claims.
+    contested: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
+    node_warnings: Vec<Warning>,
+}
+
+/// Something that an operator should know about an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Warning {
+    /// The object, as `Kind namespace/name`.
+    pub object: String,
+    /// What is the matter with it, and what to do.
+    pub message: String,
+}
+
+impl Warning {
+    /// About `object`.
+    pub fn new(object: impl Into<String>, message: impl Into<String>) -> Warning {
+        Warning { object: object.into(), message: message.into() }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.object, self.message)
+    }
+}
+
+/// One line for the log, in kube-proxy's words: a change of a service port itself, not of its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceChange {
+    /// What happened.
+    pub kind: ChangeKind,
+    /// `namespace/name:port`.
+    pub name: Arc<str>,
+    /// The first address that clients dial, with port and protocol.
+    pub address: String,
+}
+
+/// What happened to a service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangeKind {
+    /// It is new.
+    Added,
+    /// Its addresses, ports or policies changed.
+    Updated,
+    /// It is gone.
+    Removed,
+}
+
+impl fmt::Display for ServiceChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            ChangeKind::Added => "Adding new service port",
+            ChangeKind::Updated => "Updating existing service port",
+            ChangeKind::Removed => "Removing service port",
+        };
+        write!(f, "{what} {} at {}", self.name, self.address)
+    }
+}
+
+impl Compiled {
+    /// Before any object is known: the node's own tables and nothing else. Generation 0.
+    pub fn empty(local: &Arc<LocalNode>) -> Compiled {
+        let state = Arc::new(ClusterState::default());
+        let nodes = node::nodes(&state, local);
+        let snapshot = Snapshot {
+            generation: Generation(0),
+            node: Arc::new(nodes.tables),
+            services: ServiceTable::default(),
+            pods: node::pod_table(local),
+            routes: Arc::new(nodes.routes),
+            peers: nodes.peers.into(),
+            peer_by_underlay: nodes.by_underlay.into(),
+        };
+        Compiled {
+            snapshot,
+            changes: Vec::new(),
+            warnings: nodes.warnings.clone(),
+            state,
+            local: local.clone(),
+            locator: Arc::new(nodes.locator),
+            services: BTreeMap::new(),
+            contested: BTreeMap::new(),
+            node_warnings: nodes.warnings,
+        }
+    }
+}
+
+/// The tables for `local` in a cluster like `state`, sharing with `previous` whatever did not change.
+pub fn compile(previous: &Compiled, state: &Arc<ClusterState>, local: &Arc<LocalNode>) -> Compiled {
+    let mut next = previous.clone();
+    next.state = state.clone();
+    next.local = local.clone();
+    let nodes_changed = compile_nodes(previous, &mut next);
+    let pods_changed = previous.local.pods != local.pods;
+    if pods_changed {
+        next.snapshot.pods = node::pod_table(local);
+    }
+    let changed = compile_services(previous, &mut next);
+    let frontends = resolve(previous, &mut next, &changed);
+    let services_changed = !frontends.is_empty();
+    next.snapshot.services = previous.snapshot.services.with(frontends);
+    next.changes = changed.iter().flat_map(|name| service_changes(previous.services.get(name), next.services.get(name))).collect();
+    next.warnings = warnings(&next);
+    if nodes_changed || pods_changed || services_changed {
+        next.snapshot.generation = Generation(previous.snapshot.generation.0 + 1);
+    }
+    next
+}
+
+/// Builds node tables, peers and routes anew if they may differ; whether they do.
+fn compile_nodes(previous: &Compiled, next: &mut Compiled) -> bool {
+    if previous.local == next.local && previous.state.nodes() == next.state.nodes() {
+        return false;
+    }
+    let nodes = node::nodes(&next.state, &next.local);
+    next.node_warnings = nodes.warnings;
+    set(&mut next.locator, nodes.locator);
+    let snapshot = &mut next.snapshot;
+    let mut changed = set(&mut snapshot.node, nodes.tables);
+    changed |= set(&mut snapshot.routes, nodes.routes);
+    if *snapshot.peers != *nodes.peers {
+        snapshot.peers = nodes.peers.into_iter().map(|peer| share_prefixes(peer, &previous.snapshot.peers)).collect();
+        changed = true;
+    }
+    if *snapshot.peer_by_underlay != *nodes.by_underlay {
+        snapshot.peer_by_underlay = nodes.by_underlay.into();
+        changed = true;
+    }
+    changed
+}
+
+/// Puts `value` in place unless an equal one is there; whether it did.
+fn set<T: PartialEq>(place: &mut Arc<T>, value: T) -> bool {
+    let differs = **place != value;
+    if differs {
+        *place = Arc::new(value);
+    }
+    differs
+}
+
+fn share_prefixes(mut peer: Peer, previous: &[Peer]) -> Peer {
+    // Both are sorted by name.
+    if let Ok(at) = previous.binary_search_by(|p| p.name.cmp(&peer.name))
+        && previous[at].prefixes == peer.prefixes
+    {
+        peer.prefixes = previous[at].prefixes.clone();
+    }
+    peer
+}
+
+/// Compiles the services that may differ; the names of those that do.
+fn compile_services(previous: &Compiled, next: &mut Compiled) -> BTreeSet<ObjectName> {
+    let (state, local, locator) = (next.state.clone(), next.local.clone(), next.locator.clone());
+    let all = previous.locator != locator || previous.local.settings != local.settings || previous.local.name != local.name;
+    let mut changed = BTreeSet::new();
+    let own = self_test_name();
+    // A service of that name would take the place of the gateway's own: it is warned of instead.
+    for (name, service) in state.services().iter().filter(|(name, _)| **name != own) {
+        let before = previous.services.get(name);
+        let slices = state.slices(name);
+        // An `Arc` of an `Eq` type compares by pointer first: an unchanged object costs two comparisons.
+        let same = !all && before.is_some() && previous.state.services().get(name) == Some(service) && previous.state.slices(name) == slices;
+        if same {
+            continue;
+        }
+        let compiled = compile_service(service, slices.map(|s| &**s), &local, &locator, before.map(|b| &**b));
+        if before.is_none_or(|before| **before != compiled) {
+            changed.insert(name.clone());
+            next.services.insert(name.clone(), Arc::new(compiled));
+        }
+    }
+    for name in previous.services.keys().filter(|name| **name != own && !state.services().contains_key(*name)) {
+        next.services.remove(name);
+        changed.insert(name.clone());
+    }
+    let compiled = self_test(&local, &locator);
+    if previous.services.get(&own).is_none_or(|before| **before != compiled) {
+        changed.insert(own.clone());
+        next.services.insert(own, Arc::new(compiled));
+    }
+    changed
+}
+
+/// What must change in the table because the services named in `changed` did. A frontend that several services claim goes to the one
+/// whose face ranks first (a cluster IP is never shadowed), then to the first by name.
+fn resolve(previous: &Compiled, next: &mut Compiled, changed: &BTreeSet<ObjectName>) -> Vec<(FrontendKey, Option<Frontend>)> {
+    let mut claims: BTreeMap<FrontendKey, BTreeSet<ObjectName>> = BTreeMap::new();
+    let known = |key: &FrontendKey| match previous.contested.get(key) {
+        Some(claimants) => claimants.clone(),
+        None => previous.snapshot.services.get(key).map(|f| owner(&f.service)).into_iter().collect(),
+    };
+    for name in changed {
+        for key in previous.services.get(name).iter().flat_map(|s| s.keys()) {
+            claims.entry(key).or_insert_with(|| known(&key)).remove(name);
+        }
+        for key in next.services.get(name).iter().flat_map(|s| s.keys()) {
+            claims.entry(key).or_insert_with(|| known(&key)).insert(name.clone());
+        }
+    }
+    let mut frontends = Vec::new();
+    for (key, claimants) in claims {
+        let winner = claimants.iter().filter_map(|name| next.services.get(name)?.frontend(&key)).min_by_key(|frontend| rank(frontend.face));
+        match claimants.len() {
+            0 | 1 => next.contested.remove(&key),
+            _ => next.contested.insert(key, claimants),
+        };
+        let same = match (previous.snapshot.services.get(&key), &winner) {
+            (Some(before), Some(now)) => before.face == now.face && Arc::ptr_eq(&before.service, &now.service),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            frontends.push((key, winner));
+        }
+    }
+    frontends
+}
+
+fn rank(face: Face) -> u8 {
+    match face {
+        Face::ClusterIp => 0,
+        Face::NodePort => 1,
+        Face::LoadBalancer => 2,
+        Face::ExternalIp => 3,
+    }
+}
+
+fn service_changes(before: Option<&Arc<CompiledService>>, now: Option<&Arc<CompiledService>>) -> Vec<ServiceChange> {
+    fn find<'a>(side: Option<&'a Arc<CompiledService>>, like: &CompiledPort) -> Option<&'a CompiledPort> {
+        side?.ports.iter().find(|p| p.service.id == like.service.id)
+    }
+    let mut changes = Vec::new();
+    let mut push = |kind, port: &CompiledPort| {
+        let Some((key, _)) = port.faces.first() else { return };
+        changes.push(ServiceChange { kind, name: port.service.name.clone(), address: dialled(key, port.protocol) });
+    };
+    for port in now.iter().flat_map(|s| &s.ports) {
+        match find(before, port) {
+            None => push(ChangeKind::Added, port),
+            Some(old) if !same_but_endpoints(old, port) => push(ChangeKind::Updated, port),
+            Some(_) => {}
+        }
+    }
+    for port in before.iter().flat_map(|s| &s.ports).filter(|p| find(now, p).is_none()) {
+        push(ChangeKind::Removed, port);
+    }
+    changes
+}
+
+fn same_but_endpoints(a: &CompiledPort, b: &CompiledPort) -> bool {
+    let of = |p: &CompiledPort| (p.service.internal_policy, p.service.external_policy, p.service.affinity, p.service.source_ranges.clone());
+    a.faces == b.faces && of(a) == of(b)
+}
+
+/// `10.96.0.10:80/TCP`.
+fn dialled(key: &FrontendKey, protocol: Protocol) -> String {
+    format!("{}/{protocol}", std::net::SocketAddr::new(key.addr.ip(), key.port))
+}
+
+fn warnings(next: &Compiled) -> Vec<Warning> {
+    let mut warnings = next.node_warnings.clone();
+    warnings.extend(next.services.values().flat_map(|s| s.warnings.iter().cloned()));
+    if next.state.services().contains_key(&self_test_name()) {
+        let message = "this name is the gateway's own, for its self-test; the object is not served: give it another name";
+        warnings.push(Warning::new(format!("Service {}", self_test_name()), message));
+    }
+    for (key, claimants) in &next.contested {
+        let winner = next.snapshot.services.get(key).map(|f| owner(&f.service));
+        for loser in claimants.iter().filter(|c| Some(*c) != winner.as_ref()) {
+            let winner = winner.as_ref().map(ToString::to_string).unwrap_or_default();
+            let address = std::net::SocketAddr::new(key.addr.ip(), key.port);
+            let message = format!("{address} belongs to Service {winner} already and leads there; give one of them another address or port");
+            warnings.push(Warning::new(format!("Service {loser}"), message));
+        }
+    }
+    for object in next.state.unenforced() {
+        let message = format!("{} objects are seen but not enforced: traffic flows as if this one did not exist", object.kind);
+        warnings.push(Warning::new(object.to_string(), message));
+    }
+    for slice in next.state.orphan_slices() {
+        let message = "it has no label kubernetes.io/service-name and so belongs to no service; add the label";
+        warnings.push(Warning::new(format!("EndpointSlice {slice}"), message));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests;

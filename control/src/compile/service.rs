@@ -1,0 +1,251 @@
+//! One service: its frontends and the service ports behind them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use podgate_core::addr::{Addr, protocol};
+use podgate_core::fib::within;
+use podgate_core::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, TrafficPolicy};
+
+use super::Warning;
+use super::endpoints::{Chosen, candidates, choose};
+use super::node::{LocalNode, Locator};
+use crate::model::{ObjectName, Protocol, Service, Slices};
+
+/// A service as compiled: a service port for each port and family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct CompiledService {
+    pub ports: Vec<CompiledPort>,
+    pub warnings: Vec<Warning>,
+}
+
+/// A service port of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CompiledPort {
+    pub protocol: Protocol,
+    pub family: Family,
+    /// What clients dial.
+    pub faces: Vec<(FrontendKey, Face)>,
+    pub service: Arc<ServicePort>,
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    pub fn holds(self, ip: IpAddr) -> bool {
+        ip.is_ipv4() == (self == Family::V4)
+    }
+}
+
+impl CompiledService {
+    pub fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        let port = self.ports.iter().find_map(|p| Some((p.faces.iter().find(|(k, _)| k == key)?.1, &p.service)));
+        port.map(|(face, service)| Frontend { face, service: service.clone() })
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = FrontendKey> {
+        self.ports.iter().flat_map(|p| p.faces.iter().map(|(key, _)| *key))
+    }
+}
+
+/// The name as operators know it.
+pub(super) fn port_name(service: &ObjectName, port: &str) -> Arc<str> {
+    if port.is_empty() { service.to_string().into() } else { format!("{service}:{port}").into() }
+}
+
+/// The service that a service port's name belongs to: neither part of the name may hold a colon, nor the namespace a slash.
+pub(super) fn owner(port: &ServicePort) -> ObjectName {
+    let service = port.name.split_once(':').map_or(&*port.name, |(service, _)| service);
+    let (namespace, name) = service.split_once('/').unwrap_or(("", service));
+    ObjectName::new(namespace, name)
+}
+
+/// The same on every node, in every generation and after every restart: FNV-1a of name, protocol and family, then mixed, since FNV
+/// spreads its last bytes badly. Flows keep it, so it must not change between versions.
+pub(super) fn service_id(name: &str, protocol: u8, family: Family) -> u64 {
+    let bytes = name.bytes().chain([0, protocol, if family == Family::V4 { 4 } else { 6 }]);
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    // The finalizer of SplitMix64.
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (hash ^ (hash >> 31)).max(1)
+}
+
+/// Compiles one service; what equals the previous result keeps its `Arc`s.
+pub(super) fn compile_service(
+    service: &Service,
+    slices: Option<&Slices>,
+    local: &LocalNode,
+    at: &Locator,
+    previous: Option<&CompiledService>,
+) -> CompiledService {
+    let mut compiled = CompiledService::default();
+    if service.skip.is_some() {
+        return compiled;
+    }
+    let vips = Vips::of(service, local, &mut compiled.warnings);
+    for node_port in service.ports.iter().filter_map(|p| p.node_port).filter(|p| !local.settings.node_ports.contains(p)) {
+        let (low, high) = local.settings.node_ports.clone().into_inner();
+        let message = format!("node port {node_port} is outside nodePorts ({low}-{high}) and is not served; change one of them");
+        compiled.warnings.push(Warning::new(format!("Service {}", service.name), message));
+    }
+    for port in &service.ports {
+        // A service is of the families of its cluster IPs, whatever other addresses it has: upstream has a proxier for each family.
+        for family in Family::BOTH.into_iter().filter(|f| service.cluster_ips.iter().any(|ip| f.holds(*ip))) {
+            let mut faces: Vec<(FrontendKey, Face)> = Vec::new();
+            let mut add = |addr: Addr, number: u16, face: Face| {
+                let key = FrontendKey { addr, port: number, protocol: port.protocol.number() };
+                if faces.iter().all(|(known, _)| *known != key) {
+                    faces.push((key, face));
+                }
+            };
+            vips.faces(family).for_each(|(ip, face)| add(ip.into(), port.port, face));
+            if let Some(node_port) = port.node_port.filter(|p| local.settings.node_ports.contains(p)) {
+                at.node_port_addresses.iter().filter(|a| family.holds(a.ip())).for_each(|a| add(*a, node_port, Face::NodePort));
+            }
+            if faces.is_empty() {
+                continue;
+            }
+            let found = candidates(slices, &port.name, port.protocol, family == Family::V4, &local.name, at);
+            let name = port_name(&service.name, &port.name);
+            let before = previous.and_then(|p| p.ports.iter().find(|p| p.service.name == name && p.protocol == port.protocol && p.family == family));
+            let chosen = choose(&found, &local.name, at.zone.as_ref());
+            let service_port = service_port(service, name, port.protocol, family, &faces, chosen, at);
+            let service_port = share(service_port, before.map(|b| &b.service));
+            compiled.ports.push(CompiledPort { protocol: port.protocol, family, faces, service: service_port });
+        }
+    }
+    compiled
+}
+
+fn service_port(
+    service: &Service,
+    name: Arc<str>,
+    protocol: Protocol,
+    family: Family,
+    faces: &[(FrontendKey, Face)],
+    chosen: Chosen,
+    at: &Locator,
+) -> ServicePort {
+    let mut source_ranges: Vec<IpNetwork> = service.source_ranges.iter().filter(|r| family.holds(r.ip())).copied().collect();
+    // A node that has a load balancer's VIP as a local address dials it from that very address (upstream `nftables/proxier.go`).
+    if at.addresses.iter().any(|a| family.holds(a.ip()) && within(&source_ranges, *a)) {
+        source_ranges.extend(faces.iter().filter(|(_, face)| *face == Face::LoadBalancer).map(|(key, _)| IpNetwork::from(key.addr.ip())));
+    }
+    source_ranges.sort_unstable();
+    source_ranges.dedup();
+    ServicePort {
+        id: service_id(&name, protocol.number(), family),
+        name,
+        internal_policy: service.internal_policy,
+        external_policy: service.external_policy,
+        cluster: chosen.cluster.into(),
+        local: chosen.local.into(),
+        affinity: service.affinity,
+        source_ranges,
+    }
+}
+
+/// `next`, with whatever equals the previous one shared with it.
+fn share(mut next: ServicePort, previous: Option<&Arc<ServicePort>>) -> Arc<ServicePort> {
+    let Some(previous) = previous else { return Arc::new(next) };
+    if **previous == next {
+        return previous.clone();
+    }
+    if previous.name == next.name {
+        next.name = previous.name.clone();
+    }
+    if previous.cluster == next.cluster {
+        next.cluster = previous.cluster.clone();
+    }
+    if previous.local == next.local {
+        next.local = previous.local.clone();
+    }
+    Arc::new(next)
+}
+
+/// A service's VIPs, with those taken out that may not be one.
+struct Vips {
+    faces: Vec<(IpAddr, Face)>,
+}
+
+impl Vips {
+    fn of(service: &Service, local: &LocalNode, warnings: &mut Vec<Warning>) -> Vips {
+        let settings = &local.settings;
+        let mut warn = |message: String| warnings.push(Warning::new(format!("Service {}", service.name), message));
+        let mut faces = Vec::new();
+        for ip in &service.cluster_ips {
+            if within(&settings.pod_cidrs, (*ip).into()) {
+                warn(format!("its cluster IP {ip} lies in a pod range and is not served; give it one from serviceCIDRs"));
+            } else {
+                faces.push((*ip, Face::ClusterIp));
+            }
+        }
+        for ip in &service.load_balancer_ips {
+            if within(&settings.pod_cidrs, (*ip).into()) {
+                warn(format!("its load balancer's address {ip} lies in a pod range and is not served"));
+            } else {
+                faces.push((*ip, Face::LoadBalancer));
+            }
+        }
+        for ip in &service.external_ips {
+            if !within(&settings.external_ips, (*ip).into()) {
+                warn(format!("its external IP {ip} is not served: externalIPs.allow does not hold it"));
+            } else if within(&settings.pod_cidrs, (*ip).into()) || within(&settings.service_cidrs, (*ip).into()) {
+                warn(format!("its external IP {ip} lies in a pod or service range and is not served: it would shadow what is there"));
+            } else {
+                faces.push((*ip, Face::ExternalIp));
+            }
+        }
+        for family in Family::BOTH {
+            let of_family = |face: Face| faces.iter().any(|(ip, f)| *f == face && family.holds(*ip));
+            let unguarded = !service.source_ranges.iter().any(|r| family.holds(r.ip()));
+            if !service.source_ranges.is_empty() && unguarded && of_family(Face::LoadBalancer) {
+                let family = if family == Family::V4 { "IPv4" } else { "IPv6" };
+                warn(format!("loadBalancerSourceRanges has no {family} range: its {family} address lets everybody in, as with kube-proxy"));
+            }
+        }
+        Vips { faces }
+    }
+
+    fn faces(&self, family: Family) -> impl Iterator<Item = (IpAddr, Face)> {
+        self.faces.iter().filter(move |(ip, _)| family.holds(*ip)).copied()
+    }
+}
+
+/// The gateway's own service: each gateway address, at the health port, leads to the health endpoint on the node. A dial of it from
+/// here goes through translation, the flow table and the TUN `host` and back, which is what `ready` has to prove.
+pub(super) fn self_test(local: &LocalNode, at: &Locator) -> CompiledService {
+    let port = local.settings.health_port;
+    let name = port_name(&self_test_name(), "");
+    let ports = at.gateways.iter().map(|(gateway, primary)| {
+        let family = if gateway.is_v4() { Family::V4 } else { Family::V6 };
+        let backends: Arc<[Backend]> = [Backend { addr: *primary, port, place: Place::ThisNode }].into();
+        let service = ServicePort {
+            id: service_id(&name, protocol::TCP, family),
+            name: name.clone(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            cluster: backends.clone(),
+            local: backends,
+            affinity: None,
+            source_ranges: Vec::new(),
+        };
+        let key = FrontendKey { addr: *gateway, port, protocol: protocol::TCP };
+        CompiledPort { protocol: Protocol::Tcp, family, faces: vec![(key, Face::ClusterIp)], service: Arc::new(service) }
+    });
+    CompiledService { ports: ports.collect(), warnings: Vec::new() }
+}
+
+/// `podgate/self-test`.
+pub(super) fn self_test_name() -> ObjectName {
+    ObjectName::new("podgate", "self-test")
+}

@@ -1,0 +1,266 @@
+//! What operators see of the compiled services and peers: `podgate services`, `backends`, `peers`.
+//!
+//! Built when asked for, from the objects that the snapshot was compiled from, so that nothing of it burdens the tables.
+
+use podgate_core::service::{Face, Place, TrafficPolicy};
+use serde::Serialize;
+
+use super::endpoints::{Choice, candidates, cluster_choice, local_choice};
+use super::service::Family;
+use super::{Compiled, CompiledPort};
+use crate::model::{Protocol, SkipReason};
+
+/// A service port of one family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceView {
+    /// `namespace/name:port`.
+    pub service: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// What clients dial.
+    pub frontends: Vec<FrontendView>,
+    /// `Cluster` or `Local`.
+    pub internal_traffic_policy: &'static str,
+    /// `Cluster` or `Local`.
+    pub external_traffic_policy: &'static str,
+    /// How long clients stick to their endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_affinity_seconds: Option<u64>,
+    /// Who may dial its load balancer's addresses; empty means everybody.
+    pub source_ranges: Vec<String>,
+    /// Usable endpoints anywhere.
+    pub cluster_backends: usize,
+    /// Usable endpoints on this node.
+    pub local_backends: usize,
+}
+
+/// One thing that clients dial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrontendView {
+    /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalIP`.
+    pub face: &'static str,
+    /// Address and port.
+    pub address: String,
+}
+
+/// A service that is known and not served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SkippedView {
+    /// `namespace/name`.
+    pub service: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// An endpoint of a service port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendView {
+    /// `namespace/name:port`.
+    pub service: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Address and port.
+    pub address: String,
+    /// The node that the slice names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// `localPod`, `thisNode`, `remotePod`, `otherNode` or `outside`.
+    pub place: &'static str,
+    /// The condition.
+    pub ready: bool,
+    /// The condition.
+    pub serving: bool,
+    /// The condition.
+    pub terminating: bool,
+    /// Whether new connections reach it by the Cluster policy.
+    pub used: bool,
+    /// Whether new connections reach it by the Local policy.
+    pub used_locally: bool,
+    /// Why it is used, or why not.
+    pub reason: &'static str,
+}
+
+/// Another node that runs a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerView {
+    /// Its node's name.
+    pub node: String,
+    /// The underlay address and port that is sent to.
+    pub underlay: String,
+    /// The largest inner packet that fits, in bytes.
+    pub mtu: u32,
+    /// Its pod ranges.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
+    /// Its node addresses.
+    pub addresses: Vec<String>,
+}
+
+/// What a load balancer's health check of a service asks for (`healthCheckNodePort`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheckView {
+    /// The service's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The port to answer on.
+    pub port: u16,
+    /// Local *ready* endpoints: what serves while terminating does not count (Kubernetes `pkg/proxy/healthcheck/service_health.go`).
+    pub local_endpoints: usize,
+}
+
+impl Compiled {
+    fn ports(&self) -> impl Iterator<Item = &CompiledPort> {
+        self.services.values().flat_map(|s| &s.ports)
+    }
+
+    /// Every service port that is served, by name.
+    pub fn services(&self) -> Vec<ServiceView> {
+        self.ports().map(service_view).collect()
+    }
+
+    /// Every service that is known and not served.
+    pub fn skipped(&self) -> Vec<SkippedView> {
+        let skipped = self.state.services().values().filter_map(|s| Some((s, s.skip.as_ref()?)));
+        skipped.map(|(s, reason)| SkippedView { service: s.name.to_string(), reason: skip_reason(reason) }).collect()
+    }
+
+    /// Every endpoint of every service port that is served, with what becomes of it.
+    pub fn backends(&self) -> Vec<BackendView> {
+        let mut views = Vec::new();
+        for (name, compiled) in &self.services {
+            let slices = self.state.slices(name).map(|s| &**s);
+            for port in &compiled.ports {
+                let port_name = port.service.name.split_once(':').map_or("", |(_, port)| port);
+                let v4 = port.family == Family::V4;
+                let found = candidates(slices, port_name, port.protocol, v4, &self.local.name, &self.locator);
+                let cluster = cluster_choice(&found, &self.local.name, self.locator.zone.as_ref());
+                let local = local_choice(&found);
+                for ((candidate, cluster), local) in found.iter().zip(cluster).zip(local) {
+                    let endpoint = candidate.endpoint;
+                    views.push(BackendView {
+                        service: port.service.name.to_string(),
+                        protocol: port.protocol,
+                        address: std::net::SocketAddr::new(endpoint.address, candidate.backend.port).to_string(),
+                        node: endpoint.node.as_deref().map(Into::into),
+                        place: place(candidate.backend.place),
+                        ready: endpoint.ready,
+                        serving: endpoint.serving,
+                        terminating: endpoint.terminating,
+                        used: cluster == Choice::Used,
+                        used_locally: local == Some(Choice::Used),
+                        reason: reason(cluster, endpoint.ready),
+                    });
+                }
+            }
+        }
+        views
+    }
+
+    /// Every peer, by name.
+    pub fn peers(&self) -> Vec<PeerView> {
+        let view = |peer: &podgate_core::snapshot::Peer| {
+            let node = self.state.nodes().get(&peer.name);
+            let has = |ip: std::net::IpAddr| peer.prefixes.lookup(ip.into()).is_some();
+            PeerView {
+                node: peer.name.to_string(),
+                underlay: std::net::SocketAddr::new(peer.underlay, peer.port).to_string(),
+                mtu: peer.mtu,
+                pod_cidrs: node.iter().flat_map(|n| &n.pod_cidrs).filter(|c| has(c.ip())).map(ToString::to_string).collect(),
+                addresses: node.iter().flat_map(|n| &n.addresses).filter(|ip| has(**ip)).map(ToString::to_string).collect(),
+            }
+        };
+        self.snapshot.peers.iter().map(view).collect()
+    }
+
+    /// Every service with a `healthCheckNodePort` and the Local policy, by name.
+    pub fn health_checks(&self) -> Vec<HealthCheckView> {
+        let mut views = Vec::new();
+        for service in self.state.services().values().filter(|s| s.skip.is_none() && s.external_policy == TrafficPolicy::Local) {
+            let Some(port) = service.health_check_node_port else { continue };
+            let slices = self.state.slices(&service.name).map(|s| &**s);
+            let mut addresses = std::collections::BTreeSet::new();
+            for (service_port, v4) in service.ports.iter().flat_map(|p| [(p, true), (p, false)]) {
+                let found = candidates(slices, &service_port.name, service_port.protocol, v4, &self.local.name, &self.locator);
+                let here = found.iter().filter(|c| c.local == super::endpoints::Locality::Here && c.endpoint.ready);
+                // An endpoint with several ports is one endpoint.
+                addresses.extend(here.map(|c| c.endpoint.address));
+            }
+            let name = &service.name;
+            views.push(HealthCheckView {
+                namespace: name.namespace.to_string(),
+                name: name.name.to_string(),
+                port,
+                local_endpoints: addresses.len(),
+            });
+        }
+        views
+    }
+}
+
+fn service_view(port: &CompiledPort) -> ServiceView {
+    let service = &port.service;
+    let address = |key: &podgate_core::service::FrontendKey| std::net::SocketAddr::new(key.addr.ip(), key.port).to_string();
+    ServiceView {
+        service: service.name.to_string(),
+        protocol: port.protocol,
+        frontends: port.faces.iter().map(|(key, f)| FrontendView { face: face(*f), address: address(key) }).collect(),
+        internal_traffic_policy: policy(service.internal_policy),
+        external_traffic_policy: policy(service.external_policy),
+        session_affinity_seconds: service.affinity.map(|a| a.as_secs()),
+        source_ranges: service.source_ranges.iter().map(ToString::to_string).collect(),
+        cluster_backends: service.cluster.len(),
+        local_backends: service.local.len(),
+    }
+}
+
+fn face(face: Face) -> &'static str {
+    match face {
+        Face::ClusterIp => "ClusterIP",
+        Face::NodePort => "NodePort",
+        Face::LoadBalancer => "LoadBalancer",
+        Face::ExternalIp => "ExternalIP",
+    }
+}
+
+fn policy(policy: TrafficPolicy) -> &'static str {
+    match policy {
+        TrafficPolicy::Cluster => "Cluster",
+        TrafficPolicy::Local => "Local",
+    }
+}
+
+fn place(place: Place) -> &'static str {
+    match place {
+        Place::LocalPod => "localPod",
+        Place::ThisNode => "thisNode",
+        Place::RemotePod => "remotePod",
+        Place::OtherNode => "otherNode",
+        Place::Outside => "outside",
+    }
+}
+
+fn reason(choice: Choice, ready: bool) -> &'static str {
+    match choice {
+        Choice::Used if ready => "ready",
+        Choice::Used => "terminating but still serving, and no endpoint is ready",
+        Choice::HintedElsewhere => "ready, but its topology hints give it to other nodes or zones",
+        Choice::NotReady => "not ready",
+        Choice::Terminating => "terminating, and others are ready",
+    }
+}
+
+fn skip_reason(reason: &SkipReason) -> String {
+    match reason {
+        SkipReason::Headless => "headless: clients find its endpoints by name".into(),
+        SkipReason::NoClusterIp => "it has no cluster IP yet".into(),
+        SkipReason::ExternalName => "ExternalName is resolved by DNS alone".into(),
+        SkipReason::OtherProxy(name) => format!("service.kubernetes.io/service-proxy-name gives it to {name}"),
+    }
+}
