@@ -1,9 +1,11 @@
-//! Podgate's control side: from a configuration and the cluster's objects to the tables that the workers read.
+//! Podgate's control side: from a configuration and the cluster's objects to the tables that the workers read, and to the rules and
+//! routes that bring packets to them.
 //!
 //! In the order in which a change passes: [`model`] holds what of the cluster's objects matters, [`compile`] makes a snapshot of it for
-//! this node. [`config`] is read once at the start.
+//! this node. [`config`] is read once at the start; [`netlink`] speaks to the kernel.
 #![forbid(unsafe_code)]
 
 pub mod compile;
 pub mod config;
 pub mod model;
+pub mod netlink;
