@@ -49,23 +49,31 @@ impl<V: Clone + PartialEq> PrefixMap<V> {
             .collect();
         // Outer prefixes before the ones nested in them; a stable sort keeps equal ones in the order given.
         sorted.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+        // A sweep: `open` holds the prefixes around the present address, the longest last; `next` is the first address not yet in a
+        // range, or `None` behind the last address of all.
         let mut ranges: Vec<(Addr, Addr, V)> = Vec::with_capacity(sorted.len());
-        for (first, last, value) in sorted {
-            let mut behind = None;
-            if let Some(outer) = ranges.last_mut()
-                && outer.1 >= first
-            {
-                if outer.1 > last {
-                    behind = Some((Addr(last.0 + 1), outer.1, outer.2.clone()));
-                }
-                if outer.0 == first {
-                    ranges.pop();
-                } else {
-                    outer.1 = Addr(first.0 - 1);
-                }
+        let mut open: Vec<(Addr, V)> = Vec::new();
+        let mut next = Some(0);
+        let close = |ranges: &mut Vec<(Addr, Addr, V)>, next: &mut Option<u128>, (last, value): (Addr, V)| {
+            if let Some(first) = next.filter(|first| *first <= last.0) {
+                ranges.push((Addr(first), last, value));
+                *next = last.0.checked_add(1);
             }
-            ranges.push((first, last, value));
-            ranges.extend(behind);
+        };
+        for (first, last, value) in sorted {
+            while let Some(ended) = open.pop_if(|(end, _)| *end < first) {
+                close(&mut ranges, &mut next, ended);
+            }
+            if let Some((_, outer)) = open.last()
+                && let Some(from) = next.filter(|from| *from < first.0)
+            {
+                ranges.push((Addr(from), Addr(first.0 - 1), outer.clone()));
+            }
+            next = Some(first.0);
+            open.push((last, value));
+        }
+        while let Some(ended) = open.pop() {
+            close(&mut ranges, &mut next, ended);
         }
         PrefixMap { ranges: ranges.into_boxed_slice() }
     }
@@ -140,5 +148,41 @@ mod tests {
         assert_eq!(at("10.255.255.255"), Some(1));
         assert_eq!(at("11.0.0.0"), None);
         assert_eq!(at("fd00:1::1"), Some(5));
+    }
+
+    #[test]
+    fn a_lookup_is_the_longest_of_all_prefixes_that_hold_the_address() {
+        let prefixes: Vec<(IpNetwork, usize)> = [
+            "::/0",
+            "fd00::/8",
+            "fd00::/16",
+            "fd00:1::/32",
+            "fd00:1:ffff::/48",
+            "ffff::/16",
+            "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128",
+            "10.0.0.0/8",
+            "10.0.0.0/9",
+            "10.0.0.0/24",
+            "10.1.0.0/16",
+            "10.1.0.0/32",
+            "10.1.255.255/32",
+            "10.255.255.255/32",
+            "10.0.0.0/24",
+        ]
+        .iter()
+        .enumerate()
+        .map(|(value, text)| (text.parse().unwrap(), value))
+        .collect();
+        let map = PrefixMap::new(prefixes.clone());
+        for (edge, _) in prefixes.iter().map(|(prefix, _)| bounds(*prefix)).flat_map(|(first, last)| [(first, ()), (last, ())]) {
+            for addr in [Addr(edge.0.wrapping_sub(1)), edge, Addr(edge.0.wrapping_add(1))] {
+                // Within the other family the mapped form of IPv4 is an address like any other.
+                let longest = prefixes
+                    .iter()
+                    .filter(|(prefix, _)| (bounds(*prefix).0..=bounds(*prefix).1).contains(&addr))
+                    .max_by_key(|(prefix, value)| (prefix.prefix() + if prefix.is_ipv4() { 96 } else { 0 }, *value));
+                assert_eq!(map.lookup(addr), longest.map(|(_, value)| value), "{addr}");
+            }
+        }
     }
 }
