@@ -20,6 +20,7 @@ use crate::flow::{Cursor, Flow, FlowRef, FlowTable, InsertError, Kind, NewFlow, 
 use crate::fragment::{self, FragmentKey, FragmentLimits, FragmentTable, Tail};
 use crate::icmp::{self, Answer, Silence, TokenBucket};
 use crate::nat;
+use crate::offload;
 use crate::packet::{Gso, Ingress, Offload, Packet};
 use crate::parse::{Parsed, Transport, parse};
 use crate::snapshot::Snapshot;
@@ -134,7 +135,6 @@ impl Pipeline {
             }
             verdicts.push(verdict);
         }
-        env.counters.batches.add(1);
     }
 
     /// Work between batches: fragments whose time is up, a step of the flow table's sweep. Call it every 10 to 100 ms.
@@ -299,7 +299,7 @@ impl Pipeline {
             return Err(DropReason::TtlExceeded);
         }
         let mtu = mtu_of(env.snapshot, onward.hop);
-        let too_big = wire_len(packet, parsed) > mtu;
+        let too_big = offload::wire_len(packet, parsed) > mtu;
         if too_big && !may_be_cut(packet, parsed) {
             self.say(env, packet, parsed, sender, Answer::FragmentationNeeded { mtu }, outbox);
             return Err(DropReason::PacketTooBig);
@@ -402,18 +402,6 @@ fn trim(packet: &mut Packet<'_>, parsed: &Parsed) {
     if packet.tail_len == 0 && packet.head.len() > len {
         let head = std::mem::take(&mut packet.head);
         packet.head = &mut head[..len];
-    }
-}
-
-/// The length of the longest packet that this one becomes on a wire.
-fn wire_len(packet: &Packet<'_>, parsed: &Parsed) -> u32 {
-    let transport_header = match parsed.transport_kind {
-        Transport::Tcp { header_len, .. } => header_len as u32,
-        _ => 8,
-    };
-    match packet.offload.gso {
-        Gso::None => parsed.len,
-        Gso::Tcp { size, .. } | Gso::Udp { size } => parsed.len.min(parsed.transport as u32 + transport_header + size as u32),
     }
 }
 
