@@ -25,7 +25,7 @@ const _: () = assert!(size_of::<Bucket>() == 64);
 pub(super) const BUCKET_ENTRIES: usize = 8;
 /// Fewer for the model checker, which looks at every order of every access.
 #[cfg(loom)]
-pub(super) const BUCKET_ENTRIES: usize = 2;
+pub(super) const BUCKET_ENTRIES: usize = 4;
 
 /// `place` prefers the first bucket of a key while that has more than this many places left, so that most lookups need one cache line of the
 /// index, not two: 87 % at half full.

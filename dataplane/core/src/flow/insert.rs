@@ -141,7 +141,8 @@ impl<'a> FlowTable<'a> {
                 continue;
             }
             // `None`: the record was freed while we read, so the entry was a dying flow's. A new one with this key in the same place
-            // was placed after our look at that place, hence after our fence, and will see ours.
+            // was placed after our look at that place, hence after our fence, and will see ours. For the same reason it does no harm to
+            // meet, behind such an entry, a record that is being written anew: at worst we abort it for nothing, and its owner tries again.
             let Some((ctrl, found)) = record.read() else { continue };
             if !found.is(entry.direction(), &words) {
                 continue;

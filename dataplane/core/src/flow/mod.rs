@@ -23,18 +23,20 @@
 //! these states and an index that may lag behind; [`FlowTable::recover`] rebuilds the index from the live records and frees the rest.
 //!
 //! Files: `hash` (the keyed hash), `record` (the words of a record), `index` (the buckets), `insert` (how a flow is created and two
-//! workers agree), `tcp` (stages), `table` (everything else).
+//! workers agree), `tcp` (stages), `table` (everything else); `model` checks the memory orders with loom.
 //!
 //! Read first: passt's `flow.h` for the manner, the kernel's `nf_conntrack_core.c` (`__nf_conntrack_confirm`, `early_drop`) for the job.
 
 mod hash;
 mod index;
 mod insert;
+#[cfg(all(test, loom))]
+mod model;
 mod record;
 mod sync;
 mod table;
 mod tcp;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 use std::time::Duration;
@@ -190,15 +192,6 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The tuple that packets of this direction arrive with.
-    #[inline]
-    pub fn arriving(&self) -> Tuple {
-        match self.direction {
-            Direction::Original => self.original,
-            Direction::Reply => self.reply,
-        }
-    }
-
     /// The tuple that a packet of this direction leaves with.
     #[inline]
     pub fn translated(&self) -> Tuple {
