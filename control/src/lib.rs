@@ -7,5 +7,7 @@
 
 pub mod compile;
 pub mod config;
+pub mod demo;
+pub mod lab;
 pub mod model;
 pub mod netlink;

@@ -40,6 +40,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod ethtool;
 pub mod flow_file;
 mod link;
 pub mod netns;
