@@ -192,6 +192,15 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// The tuple that packets of this direction arrive with.
+    #[inline]
+    pub fn arriving(&self) -> Tuple {
+        match self.direction {
+            Direction::Original => self.original,
+            Direction::Reply => self.reply,
+        }
+    }
+
     /// The tuple that a packet of this direction leaves with.
     #[inline]
     pub fn translated(&self) -> Tuple {

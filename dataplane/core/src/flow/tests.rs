@@ -1,5 +1,6 @@
 //! The table as a whole: rows, a HashMap as the oracle, a crash after each step, and four threads at once.
 #![expect(clippy::result_large_err, reason = "as in `insert`")]
+#![expect(clippy::disallowed_methods, reason = "a stress test runs for a time")]
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
