@@ -12,6 +12,16 @@
 //! | [`sockets`] | reassembled datagrams and ICMP, which no port rule can bring |
 //! | [`flow_file`] | the memory of the flow table, which outlives the process |
 //!
+//! The threads, and what moves packets between the devices and the pipeline:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`runtime`] | start it, publish snapshots to it, read its counters, stop it |
+//! | [`worker`] | a batch's way from its read to its last write |
+//! | [`publish`] | snapshots, swapped under the workers' feet |
+//! | [`netstack`] | what answers on the gateway addresses |
+//! | [`clock`] | the time, read once for each batch |
+//!
 //! A frame from the gateway's namespace, and the same frame written back as if the gateway had nothing to say:
 //!
 //! ```no_run
@@ -40,10 +50,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub mod ethtool;
+pub mod clock;
 pub mod flow_file;
 mod link;
 pub mod netns;
+pub mod netstack;
+mod ports;
+pub mod publish;
+pub mod runtime;
 pub mod sockets;
 mod sys;
 #[cfg(test)]
@@ -51,3 +65,4 @@ mod testing;
 pub mod tun;
 pub mod udp;
 pub mod vnet;
+pub mod worker;

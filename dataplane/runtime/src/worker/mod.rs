@@ -1,0 +1,301 @@
+//! A worker: a pinned thread that reads frames in batches, has the pipeline judge them and carries out the verdicts.
+//!
+//! It waits on its queue of each TUN, its overlay sockets and its inbox with [`mio::Poll`], edge-triggered: a source that became
+//! readable is read, one batch in each round, until it has nothing more; sources take turns, so none starves another. After its start a
+//! worker never allocates, locks, logs or awaits. What it shares is in [`shared`]; time is read by it and handed to the pipeline.
+//!
+//! A worker that panics is started again on the same descriptors, with fresh buffers, while the others go on: see [`run`].
+
+pub(crate) mod batch;
+pub mod features;
+pub(crate) mod handoff;
+pub mod latency;
+pub(crate) mod rx;
+pub(crate) mod shared;
+mod tx;
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use podgate_core::addr::Addr;
+use podgate_core::counters::Counters;
+use podgate_core::pipeline::{Egress, Env, Outbox, Pipeline};
+use podgate_core::verdict::{Verdict, WorkerId};
+
+use self::batch::{BATCH_LEN_MAX, Buffers, Lent, Slot};
+use self::features::Offers;
+use self::handoff::Parcel;
+use self::latency::Latency;
+use self::rx::{Progress, Rx};
+use self::shared::Shared;
+use self::tx::Tx;
+use crate::clock::Instant;
+use crate::netstack::route_own;
+use crate::publish::Reader;
+use crate::udp::Receiver;
+
+/// Time between two calls of [`Pipeline::tick`].
+const TICK: Duration = Duration::from_millis(50);
+
+/// Packets that the gateway itself may have to say about one batch: an answer to each of its packets, or fragments of some.
+const OUTBOX_PACKETS: usize = 512;
+
+/// Their bytes.
+const OUTBOX_BYTES: usize = 512 * 1024;
+
+/// A worker that panics again and again waits this long before it starts, so that the machine has time for others.
+const RESTART_PAUSE: Duration = Duration::from_millis(50);
+
+/// Restarts without a pause.
+const RESTARTS_AT_ONCE: u64 = 3;
+
+/// What a worker is given, and keeps when it panics.
+pub(crate) struct Station {
+    id: WorkerId,
+    cpu: Option<usize>,
+    poll: Poll,
+    reader: Reader,
+    receivers: Vec<Receiver>,
+}
+
+/// The inbox's token; below it, sources count from 0.
+const WAKER: Token = Token(usize::MAX);
+
+impl Station {
+    /// Registers everything that the worker will wait for.
+    pub(crate) fn new(shared: &Shared, id: WorkerId, cpu: Option<usize>, reader: Reader, receivers: Vec<Receiver>) -> io::Result<Station> {
+        let poll = Poll::new()?;
+        let index = usize::from(id.0);
+        let fds: [RawFd; 2] = [shared.pods[index].as_raw_fd(), shared.host[index].as_raw_fd()];
+        for (token, fd) in fds.into_iter().chain(receivers.iter().map(AsRawFd::as_raw_fd)).enumerate() {
+            poll.registry().register(&mut SourceFd(&fd), Token(token), Interest::READABLE)?;
+        }
+        shared.inboxes[index].set_waker(Waker::new(poll.registry(), WAKER)?);
+        Ok(Station { id, cpu, poll, reader, receivers })
+    }
+}
+
+/// A worker's thread: works until it is told to stop, and starts anew after a panic.
+pub(crate) fn run(shared: Arc<Shared>, mut station: Station) {
+    let index = usize::from(station.id.0);
+    let seat = &shared.seats[index];
+    if let Some(cpu) = station.cpu {
+        seat.pinned.store(pin_to(cpu).is_ok(), Ordering::Relaxed);
+    }
+    seat.alive.store(true, Ordering::Relaxed);
+    // What unwinding can leave half done: the pipeline and the buffers, which are built anew; a flow being inserted, which is abandoned
+    // below; counters and queues, each of whose operations is whole.
+    while catch_unwind(AssertUnwindSafe(|| Worker::new(&shared, &mut station).run())).is_err() {
+        let restarts = seat.restarts.fetch_add(1, Ordering::Relaxed);
+        shared.flows.table().abandon(station.id);
+        if restarts >= RESTARTS_AT_ONCE {
+            std::thread::sleep(RESTART_PAUSE);
+        }
+    }
+    seat.alive.store(false, Ordering::Relaxed);
+}
+
+/// Binds the calling thread to `cpu`.
+fn pin_to(cpu: usize) -> nix::Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+}
+
+struct Worker<'a> {
+    shared: &'a Shared,
+    id: WorkerId,
+    poll: &'a mut Poll,
+    receivers: &'a mut [Receiver],
+    rx: Rx,
+    judge: Judge<'a>,
+}
+
+/// Sources with something to read, one bit each: the TUNs, the inbox, the overlay's sockets.
+const PODS: usize = 0;
+const HOST: usize = 1;
+const RECEIVERS: usize = 2;
+
+impl<'a> Worker<'a> {
+    /// All memory that it will ever use is allocated here.
+    fn new(shared: &'a Shared, station: &'a mut Station) -> Worker<'a> {
+        let Station { id, poll, reader, receivers, .. } = station;
+        Worker { shared, id: *id, poll, receivers, rx: Rx::new(), judge: Judge::new(shared, *id, reader) }
+    }
+
+    fn run(mut self) {
+        let index = usize::from(self.id.0);
+        let (seat, inbox) = (&self.shared.seats[index], &self.shared.inboxes[index]);
+        let sources = RECEIVERS + self.receivers.len();
+        let mut events = Events::with_capacity(16);
+        // After a restart nobody knows what was read to its end: every source gets a turn.
+        let mut ready = vec![true; sources + 1];
+        let mut last_tick = Instant::read();
+        let mut ticks = 0u32;
+        loop {
+            let busy = ready.contains(&true);
+            let timeout = if busy { Duration::ZERO } else { TICK };
+            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                seat.read_error.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
+            }
+            for event in &events {
+                let source = if event.token() == WAKER { sources } else { event.token().0 };
+                ready[source] = true;
+            }
+            if ready[sources] {
+                inbox.looked();
+            }
+            if self.shared.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if seat.crash.swap(false, Ordering::Relaxed) {
+                panic!("worker {index} was told to panic (Runtime::crash_worker)");
+            }
+            seat.exchange.hand_over(&mut self.judge.latency);
+            for (source, ready) in ready.iter_mut().enumerate() {
+                if !*ready {
+                    continue;
+                }
+                let progress = match source {
+                    PODS => self.rx.pods(&self.shared.pods[index], &mut self.judge),
+                    HOST => self.rx.host(&self.shared.host[index], &mut self.judge),
+                    inboxed if inboxed == sources => Ok(self.rx.inbox(inbox, &mut self.judge)),
+                    receiver => self.rx.overlay(&mut self.receivers[receiver - RECEIVERS], &mut self.judge),
+                };
+                *ready = match progress {
+                    Ok(progress) => progress == Progress::More,
+                    Err(error) => {
+                        seat.read_error.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
+                        false
+                    }
+                };
+            }
+            let now = Instant::read();
+            if now.ns_since(last_tick) >= TICK.as_nanos() as u64 {
+                last_tick = now;
+                self.judge.tick(now);
+                ticks = ticks.wrapping_add(1);
+                if ticks % 16 == 0 {
+                    let drops = self.receivers.iter().map(|receiver| u64::from(receiver.kernel_drops().unwrap_or(0))).sum();
+                    seat.socket_drops.store(drops, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+/// From a batch that has been read to the last of its writes.
+pub(crate) struct Judge<'a> {
+    shared: &'a Shared,
+    pub(crate) counters: &'a Counters,
+    pub(crate) reader: &'a Reader,
+    pipeline: Pipeline,
+    outbox: Outbox,
+    verdicts: Vec<Verdict>,
+    lent: Lent,
+    /// The batch's frames; whoever reads fills it.
+    pub(crate) slots: Vec<Slot>,
+    /// Payload of merged frames that lies away from their heads.
+    pub(crate) tails: Vec<std::ops::Range<usize>>,
+    tx: Tx<'a>,
+    latency: Box<Latency>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(shared: &'a Shared, id: WorkerId, reader: &'a Reader) -> Judge<'a> {
+        // The first pin registers the thread with the epoch, and allocates.
+        drop(reader.pin());
+        Judge {
+            shared,
+            counters: &shared.counters[usize::from(id.0)],
+            reader,
+            pipeline: Pipeline::new(id, RandomState::new().hash_one(id)),
+            outbox: Outbox::new(OUTBOX_PACKETS, OUTBOX_BYTES),
+            verdicts: Vec::with_capacity(BATCH_LEN_MAX),
+            lent: Lent::new(BATCH_LEN_MAX),
+            slots: Vec::with_capacity(BATCH_LEN_MAX),
+            tails: Vec::with_capacity(BATCH_LEN_MAX),
+            tx: Tx::new(shared, usize::from(id.0)),
+            latency: Box::default(),
+        }
+    }
+
+    /// Judges the batch in `slots` and carries out the verdicts. It was begun at `started`.
+    pub(crate) fn run(&mut self, buffers: &mut impl Buffers, started: Instant) {
+        if self.slots.is_empty() {
+            return;
+        }
+        let snapshot = self.reader.pin();
+        let env = Env { snapshot: &snapshot, flows: self.shared.flows.table(), now: started.now(), counters: self.counters };
+        let (pipeline, verdicts, outbox) = (&mut self.pipeline, &mut self.verdicts, &mut self.outbox);
+        let before = Instant::read();
+        self.lent.with(&mut self.slots, buffers, |packets| pipeline.run(&env, packets, verdicts, outbox));
+        let judged = Instant::read();
+        for (slot, verdict) in self.slots.iter().zip(&self.verdicts) {
+            self.tx.carry_out(*verdict, slot, &self.tails, buffers, &snapshot);
+        }
+        self.tx.flush(buffers);
+        for (egress, packet) in self.outbox.iter() {
+            self.tx.own(egress, packet, &snapshot);
+        }
+        let ports = self.outbox.masquerade_ports();
+        if !ports.is_empty() {
+            let lost = ports.iter().filter(|port| self.shared.masquerade_ports.push(**port).is_err()).count();
+            self.shared.masquerade_ports_lost.fetch_add(lost as u64, Ordering::Relaxed);
+            self.shared.netstack.wake();
+        }
+        self.outbox.clear();
+        self.counters.batches.add(1);
+        self.latency.record(self.slots.len(), judged.ns_since(before), Instant::read().ns_since(started));
+        self.slots.clear();
+        self.tails.clear();
+    }
+
+    /// Routes a packet that the gateway's own stack made.
+    pub(crate) fn own(&mut self, packet: &[u8]) {
+        let Some(dst) = destination(packet) else { return };
+        let snapshot = self.reader.pin();
+        let egress = match route_own(&snapshot, dst) {
+            Verdict::ToPods => Egress::Pods,
+            Verdict::ToPeer(peer) => Egress::Peer(peer),
+            Verdict::Drop(reason) => return self.counters.dropped(reason, 1),
+            _ => Egress::Host,
+        };
+        self.counters.answers.add(1);
+        self.tx.own(egress, packet, &snapshot);
+    }
+
+    /// Takes a parcel's buffer back.
+    pub(crate) fn give_back(&self, parcel: Parcel) {
+        self.shared.pool.give_back(parcel);
+    }
+
+    /// What the kernel is known to take.
+    pub(crate) fn offers(&self) -> &'a Offers {
+        &self.shared.offers
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let snapshot = self.reader.pin();
+        let env = Env { snapshot: &snapshot, flows: self.shared.flows.table(), now: now.now(), counters: self.counters };
+        self.pipeline.tick(&env);
+    }
+}
+
+/// The destination address, RFC 791 §3.1 and RFC 8200 §3.
+fn destination(packet: &[u8]) -> Option<Addr> {
+    match packet.first()? >> 4 {
+        4 => Some(Addr::from_v4(*packet.get(16..20)?.first_chunk()?)),
+        6 => Some(Addr::from_v6(*packet.get(24..40)?.first_chunk()?)),
+        _ => None,
+    }
+}

@@ -1,0 +1,178 @@
+//! Reading: one batch from one source, into buffers that were there before.
+
+use std::io;
+use std::ops::Range;
+
+use podgate_core::decap;
+use podgate_core::offload::{MergePlan, Merging, merge};
+use podgate_core::packet::{Ingress, Outer};
+use podgate_core::verdict::DropReason;
+
+use super::Judge;
+use super::batch::{Arena, BATCH_LEN_MAX, Buffers, Messages, READS_MAX, Slot};
+use super::features::Offer;
+use super::handoff::{Inbox, Origin};
+use super::tx::count;
+use crate::clock::Instant;
+use crate::tun::Queue;
+use crate::udp::{Received, Receiver};
+
+/// Messages in one receive from the overlay: up to half a megabyte where peers send superframes.
+pub(crate) const MESSAGES_MAX: usize = 8;
+
+/// Datagrams that are looked at in one message; the kernel joins at most 64 (`UDP_GRO_CNT_MAX`).
+const DATAGRAMS_MAX: usize = 128;
+
+const _: () = assert!(DATAGRAMS_MAX <= BATCH_LEN_MAX, "one message always fits a batch");
+
+/// Whether a source may have more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It was read to its end: it speaks up when it has more.
+    Dry,
+    /// The batch was full before it was.
+    More,
+}
+
+/// The reading half of a worker: its buffers.
+pub(crate) struct Rx {
+    arena: Arena,
+    messages: Messages,
+    received: Vec<Received>,
+    segments: Vec<Range<usize>>,
+    merge: MergePlan,
+}
+
+impl Rx {
+    pub(super) fn new() -> Rx {
+        Rx {
+            arena: Arena::new(),
+            messages: Messages::new(MESSAGES_MAX),
+            received: Vec::with_capacity(MESSAGES_MAX),
+            segments: Vec::with_capacity(DATAGRAMS_MAX),
+            merge: MergePlan::new(DATAGRAMS_MAX, Merging::On, Merging::On),
+        }
+    }
+
+    /// A batch from the TUN `pods`.
+    pub(super) fn pods(&mut self, queue: &Queue, judge: &mut Judge<'_>) -> io::Result<Progress> {
+        self.tun(queue, Ingress::Pods, judge)
+    }
+
+    /// A batch from the TUN `host`.
+    pub(super) fn host(&mut self, queue: &Queue, judge: &mut Judge<'_>) -> io::Result<Progress> {
+        self.tun(queue, Ingress::Host, judge)
+    }
+
+    fn tun(&mut self, queue: &Queue, ingress: Ingress, judge: &mut Judge<'_>) -> io::Result<Progress> {
+        let started = Instant::read();
+        let traffic = if ingress == Ingress::Pods { &judge.counters.pods_rx } else { &judge.counters.host_rx };
+        self.arena.clear();
+        let mut progress = Ok(Progress::More);
+        while judge.slots.len() < READS_MAX
+            && let Some(room) = self.arena.room()
+        {
+            match queue.read(room) {
+                Ok(Some((len, offload))) => {
+                    let slot = Slot::whole(0, self.arena.keep(len), offload, ingress);
+                    count(traffic, len, slot.packets(self.arena.buffer(0)));
+                    judge.slots.push(slot);
+                }
+                Ok(None) => {
+                    progress = Ok(Progress::Dry);
+                    break;
+                }
+                // A frame that is too long or whose header makes no sense is gone; the next may be good.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData || error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    judge.counters.dropped(DropReason::BadHeader, 1);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    progress = Err(error);
+                    break;
+                }
+            }
+        }
+        judge.run(&mut self.arena, started);
+        progress
+    }
+
+    /// A batch from other threads.
+    pub(super) fn inbox(&mut self, inbox: &Inbox, judge: &mut Judge<'_>) -> Progress {
+        let started = Instant::read();
+        self.arena.clear();
+        let mut progress = Progress::More;
+        while judge.slots.len() < READS_MAX
+            && let Some(room) = self.arena.room()
+        {
+            let Some(parcel) = inbox.take() else {
+                progress = Progress::Dry;
+                break;
+            };
+            let packet = parcel.bytes();
+            match parcel.origin {
+                Origin::Ingress(ingress) => {
+                    room[..packet.len()].copy_from_slice(packet);
+                    let slot = Slot::whole(0, self.arena.keep(packet.len()), parcel.offload, ingress);
+                    // What another worker handed on it has counted itself.
+                    if ingress == Ingress::Socket {
+                        count(&judge.counters.host_rx, slot.len(), slot.packets(self.arena.buffer(0)));
+                    }
+                    judge.slots.push(slot);
+                }
+                Origin::OwnStack => judge.own(packet),
+            }
+            judge.give_back(parcel);
+        }
+        judge.run(&mut self.arena, started);
+        progress
+    }
+
+    /// A batch from peers: opened, and merged into superframes where the TUNs take them.
+    pub(super) fn overlay(&mut self, receiver: &mut Receiver, judge: &mut Judge<'_>) -> io::Result<Progress> {
+        let started = Instant::read();
+        self.received.clear();
+        let count = receiver.recv(self.messages.each_mut(), &mut self.received)?;
+        let merging = |offer: &Offer| if offer.on() { Merging::On } else { Merging::Off };
+        self.merge.tcp = merging(&judge.offers().tso);
+        self.merge.udp = merging(&judge.offers().uso);
+        let vni = judge.reader.pin().node.overlay_vni;
+        for message in &self.received {
+            // Messages of many small datagrams that cannot be merged fill more than one batch.
+            if judge.slots.len() + message.datagrams().min(DATAGRAMS_MAX) > BATCH_LEN_MAX {
+                judge.run(&mut self.messages, started);
+            }
+            open(message, &mut self.messages, vni, &mut self.segments, &mut self.merge, judge);
+        }
+        judge.run(&mut self.messages, started);
+        // Fewer than there was room for: recvmmsg has seen the end.
+        Ok(if count < MESSAGES_MAX { Progress::Dry } else { Progress::More })
+    }
+}
+
+/// Opens the datagrams of one message, merges what may be merged and appends the frames to the batch.
+fn open(message: &Received, messages: &mut Messages, vni: u32, segments: &mut Vec<Range<usize>>, plan: &mut MergePlan, judge: &mut Judge<'_>) {
+    let buffer = messages.buffer_mut(message.buffer);
+    segments.clear();
+    let datagrams = message.datagrams();
+    for index in 0..datagrams.min(DATAGRAMS_MAX) {
+        let (start, end) = (index * message.segment, ((index + 1) * message.segment).min(message.len));
+        match decap::open(&buffer[start..end], vni) {
+            Ok(inner) => segments.push(start + inner..end),
+            Err(reason) => judge.counters.dropped(reason, 1),
+        }
+    }
+    if datagrams > DATAGRAMS_MAX {
+        judge.counters.dropped(DropReason::OverlayBadHeader, (datagrams - DATAGRAMS_MAX) as u64);
+    }
+    merge(buffer, segments, plan);
+    let ingress = Ingress::Overlay(Outer { src: message.from.ip().into(), ecn: message.ecn });
+    for frame in plan.frames() {
+        let tails_at = judge.tails.len();
+        judge.tails.extend_from_slice(&plan.tails()[frame.tails.clone()]);
+        let tails = tails_at..judge.tails.len();
+        let slot = Slot { buffer: message.buffer, head: frame.head.clone(), tails, tail_len: frame.tail_len, offload: frame.offload, ingress };
+        count(&judge.counters.overlay_rx, slot.len(), u64::from(frame.segments));
+        judge.slots.push(slot);
+    }
+}
