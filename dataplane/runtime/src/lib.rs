@@ -51,6 +51,7 @@
 //! ```
 
 pub mod clock;
+pub mod ethtool;
 pub mod flow_file;
 mod link;
 pub mod netns;
