@@ -300,6 +300,14 @@ impl Lab {
         ]
     }
 
+    /// A further machine on the underlay, `number` (1 to 254) being the end of its addresses.
+    pub fn add_machine(&self, name: &str, number: u8) -> Result<Machine, LabError> {
+        let (netns, path) = fresh_netns(&self.directory.join("netns"), name)?;
+        let machine = Machine::new(name, netns, path, underlay_addresses(number));
+        self.underlay.connect(&machine)?;
+        Ok(machine)
+    }
+
     /// Switches offloads of a node's uplink, on both ends of its veth.
     pub fn set_offloads(&self, node: &Node, wanted: &[(&str, Switch)]) -> Result<(), LabError> {
         let failed = |source| LabError::Program { what: format!("the offloads of {}", node.name()), source };

@@ -32,7 +32,7 @@ pub struct Node {
 /// What a node's configuration says beyond the addresses.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
-    /// How many workers; `None` leaves it to the daemon.
+    /// How many workers; `None` leaves it to the daemon. Two, unless `PODGATE_WORKERS` in the environment says otherwise.
     pub workers: Option<u16>,
     /// `veth` or `tun`.
     pub attach: String,
@@ -44,7 +44,8 @@ pub struct NodeSettings {
 
 impl Default for NodeSettings {
     fn default() -> NodeSettings {
-        NodeSettings { workers: Some(2), attach: "veth".into(), extra: String::new(), log: "info".into() }
+        let workers = std::env::var("PODGATE_WORKERS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+        NodeSettings { workers: Some(workers), attach: "veth".into(), extra: String::new(), log: "info".into() }
     }
 }
 

@@ -14,14 +14,18 @@ const ICMPV6: u8 = 58;
 
 /// Sends the datagram [`SPOOF_MARK`] `text` to `to` as if it came from `source`.
 pub fn spoof_udp(source: IpAddr, to: SocketAddr, text: &str) -> Result<(), ExchangeError> {
-    let payload = [SPOOF_MARK, text.as_bytes()].concat();
+    send_ip(&udp_packet(source, to, &[SPOOF_MARK, text.as_bytes()].concat()), to.ip())
+}
+
+/// A whole IP packet with one datagram.
+pub fn udp_packet(source: IpAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let len = (8 + payload.len()) as u16;
     // RFC 768: source port, destination port, length, checksum.
     let mut datagram = [5555_u16.to_be_bytes(), to.port().to_be_bytes(), len.to_be_bytes(), [0, 0]].concat();
-    datagram.extend_from_slice(&payload);
+    datagram.extend_from_slice(payload);
     let sum = transport_checksum(source, to.ip(), UDP, &datagram);
     datagram[6..8].copy_from_slice(&if sum == 0 { 0xffff_u16 } else { sum }.to_be_bytes());
-    send_ip(&ip_packet(source, to.ip(), UDP, 64, &datagram), to.ip())
+    ip_packet(source, to.ip(), UDP, 64, &datagram)
 }
 
 /// Sends an echo request to `to` as if it came from `source`; `mark` is what the pinged server would note.
