@@ -16,6 +16,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use podgate_core::counters::Counters;
 use podgate_core::flow::FlowRef;
 use podgate_core::packet::{Ingress, Offload};
+use podgate_core::snapshot::Snapshot;
 use podgate_core::verdict::DropReason;
 use podgate_core::wire::ip::Family;
 
@@ -81,7 +82,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Ports {
     shared: Arc<Shared>,
     wishes: Arc<Wishes>,
-    reader: Reader,
     poll: Poll,
     stack: Netstack,
     sockets: PortSockets,
@@ -96,7 +96,7 @@ pub(crate) struct Ports {
 
 impl Ports {
     /// Opens the ICMP sockets in the calling thread's namespace; what comes in through the interface `host` is not for them.
-    pub(crate) fn new(shared: Arc<Shared>, wishes: Arc<Wishes>, reader: Reader, page: StatusPage, host: &str) -> io::Result<Ports> {
+    pub(crate) fn new(shared: Arc<Shared>, wishes: Arc<Wishes>, snapshot: &Snapshot, page: StatusPage, host: &str) -> io::Result<Ports> {
         let poll = Poll::new()?;
         shared.netstack.set_waker(Waker::new(poll.registry(), WAKER)?);
         let ignored = vec![nix::net::if_::if_nametoindex(host)?];
@@ -116,15 +116,16 @@ impl Ports {
         }
         *lock(&wishes.problems) = icmp_problems.clone();
         // Answers are as long as what they answer, so they fit wherever that came from; what was reassembled is cut to fit the uplinks.
-        let mtu = reader.pin().node.outside_mtu.clamp(1280, 9000) as usize;
+        let mtu = snapshot.node.outside_mtu.clamp(1280, 9000) as usize;
         let stack = Netstack::new(mtu, page, Instant::read().ms());
         let (wanted, masqueraded) = (Vec::new(), HashMap::new());
         let buffer = vec![0; PACKET_LEN_MAX].into_boxed_slice();
-        Ok(Ports { shared, wishes, reader, poll, stack, sockets, icmp, icmp_problems, wanted, masqueraded, buffer })
+        Ok(Ports { shared, wishes, poll, stack, sockets, icmp, icmp_problems, wanted, masqueraded, buffer })
     }
 
     /// The thread's work, until it is told to stop.
-    pub(crate) fn run(mut self) {
+    pub(crate) fn run(mut self, reader: &Reader) {
+        let mut session = reader.enter();
         let mut events = Events::with_capacity(16);
         let mut timeout = Duration::ZERO;
         let mut housekeeping_ms = 0;
@@ -142,7 +143,7 @@ impl Ports {
             self.bind_masqueraded();
             // Each turn is bounded; whatever may have more is looked at again at once.
             let busy = self.receive_udp() | self.receive_icmp();
-            let stack = self.stack().unwrap_or(WAIT_MAX);
+            let stack = self.stack(session.refresh()).unwrap_or(WAIT_MAX);
             timeout = if busy { Duration::ZERO } else { stack };
         }
     }
@@ -235,9 +236,8 @@ impl Ports {
     }
 
     /// Lets the stack have its input and takes its output; says when it wants to be asked again.
-    fn stack(&mut self) -> Option<Duration> {
-        let node = Arc::clone(&self.reader.pin().node);
-        self.stack.set_addresses(node.gateway_v4, node.gateway_v6);
+    fn stack(&mut self, snapshot: &Snapshot) -> Option<Duration> {
+        self.stack.set_addresses(snapshot.node.gateway_v4, snapshot.node.gateway_v6);
         let (shared, stack) = (&self.shared, &mut self.stack);
         let counters = own_counters(shared);
         while let Some(parcel) = shared.netstack.take() {

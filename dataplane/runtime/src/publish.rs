@@ -33,16 +33,16 @@ pub struct Publisher {
     root: Arc<Root>,
 }
 
-/// The side that reads: one for each worker.
+/// The side that reads: one for each worker, to be taken to its thread.
 pub struct Reader {
     root: Arc<Root>,
     index: usize,
 }
 
-/// A snapshot that stays where it is until this is dropped.
-pub struct Pinned {
+/// A reader on its thread. It holds the snapshot that it looked at last until it looks again.
+pub struct Session<'a> {
+    reader: &'a Reader,
     guard: Guard,
-    at: *const Node,
 }
 
 /// A publisher of `first` and `readers` readers of it. The snapshot is known before the first packet is read.
@@ -66,7 +66,7 @@ impl Publisher {
         let generation = next.generation;
         let node = Owned::new(Node { snapshot: next, next: AtomicPtr::new(ptr::null_mut()) });
         assert!(generation > self.generation(), "generation {} is not above {}", generation.0, self.generation().0);
-        // AcqRel: Release pairs with the Acquire load in `Reader::pin`, so that a reader sees the whole snapshot; Acquire so that the
+        // AcqRel: Release pairs with the Acquire load in `Session::refresh`, so that a reader sees the whole snapshot; Acquire so that the
         // node that comes back is whole for us.
         let before = self.root.current.swap(node, Ordering::AcqRel, &guard);
         let root = Arc::clone(&self.root);
@@ -95,7 +95,7 @@ impl Publisher {
 
     /// The generation that each reader pinned last; 0 for one that has not read yet.
     pub fn seen(&self) -> Vec<Generation> {
-        // Acquire pairs with the Release store in `Reader::pin`: whoever sees the number also sees what was done with older ones.
+        // Acquire pairs with the Release store in `Session::refresh`: whoever sees the number also sees what was done with older ones.
         self.root.seen.iter().map(|seen| Generation(seen.load(Ordering::Acquire))).collect()
     }
 
@@ -156,29 +156,28 @@ impl Drop for Root {
 }
 
 impl Reader {
-    /// Pins the snapshot in force and notes its generation. No allocation, no system call (the first pin of a thread registers it
-    /// with the epoch and allocates: a worker does that before it reads a packet).
-    #[inline]
-    pub fn pin(&self) -> Pinned {
-        let guard = epoch::pin();
-        let node: Shared<'_, Node> = self.root.current.load(Ordering::Acquire, &guard);
-        let node = node.as_raw();
-        // SAFETY: the root is never null, and the guard keeps the node until it is dropped.
-        let generation = unsafe { &*node }.snapshot.generation;
-        // Release pairs with the Acquire load in `Publisher::seen`.
-        self.root.seen[self.index].store(generation.0, Ordering::Release);
-        Pinned { guard, at: node }
+    /// Registers the calling thread with the epoch, which allocates: before it reads its first packet.
+    pub fn enter(&self) -> Session<'_> {
+        Session { reader: self, guard: epoch::pin() }
     }
 }
 
-impl std::ops::Deref for Pinned {
-    type Target = Snapshot;
-
+impl Session<'_> {
+    /// Lets go of the snapshot that was looked at before and takes the one in force, noting its generation: once for each batch. No
+    /// allocation, no system call.
+    ///
+    /// The guard is renewed, never dropped and made anew: `pin` would now and then free what others deferred, on this thread, which
+    /// `repin` does not. So a reader that waits for packets holds what it saw last; it looks again within a tick.
     #[inline]
-    fn deref(&self) -> &Snapshot {
-        let _ = &self.guard;
-        // SAFETY: `at` was the root's when the guard was made, and the guard, which lives as long as this borrow, keeps it.
-        unsafe { &(*self.at).snapshot }
+    pub fn refresh(&mut self) -> &Snapshot {
+        self.guard.repin();
+        // Acquire pairs with the AcqRel swap in `Publisher::publish`.
+        let node: Shared<'_, Node> = self.reader.root.current.load(Ordering::Acquire, &self.guard);
+        // SAFETY: the root is never null, and the guard keeps the node for as long as this borrow of the session lasts.
+        let snapshot: &Snapshot = unsafe { &node.deref().snapshot };
+        // Release pairs with the Acquire load in `Publisher::seen`.
+        self.reader.root.seen[self.reader.index].store(snapshot.generation.0, Ordering::Release);
+        snapshot
     }
 }
 
@@ -234,9 +233,10 @@ pub(crate) mod tests {
             for reader in readers {
                 let stop = &stop;
                 scope.spawn(move || {
+                    let mut session = reader.enter();
                     let mut last = Generation(0);
                     while !stop.load(Ordering::Acquire) {
-                        let pinned = reader.pin();
+                        let pinned = session.refresh();
                         assert!(pinned.generation >= last, "{:?} after {last:?}", pinned.generation);
                         last = pinned.generation;
                         // The port was written with the generation: memory that was freed and used again would disagree.
@@ -265,19 +265,20 @@ pub(crate) mod tests {
         let weak = Arc::downgrade(&first);
         let (mut publisher, mut readers) = channel(first, 1);
         let reader = readers.pop().unwrap();
-        let pinned = reader.pin();
+        let mut session = reader.enter();
+        let held = session.refresh();
         publisher.publish(Arc::new(empty(2)));
         for _ in 0..100 {
             publisher.reclaim();
         }
         assert_eq!(weak.strong_count(), 1, "a reader still holds it");
-        assert_eq!(pinned.generation, Generation(1));
-        drop(pinned);
+        assert_eq!(held.generation, Generation(1));
         assert_eq!(publisher.seen(), [Generation(1)]);
-        assert_eq!(reader.pin().generation, Generation(2));
+        assert_eq!(session.refresh().generation, Generation(2));
         assert_eq!(publisher.seen(), [Generation(2)]);
         // Another test's thread may be pinned at this moment: the epoch is the process's.
         while weak.strong_count() > 0 {
+            session.refresh();
             publisher.reclaim();
             std::thread::yield_now();
         }

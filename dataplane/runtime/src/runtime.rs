@@ -158,7 +158,7 @@ impl Runtime {
             shared.offers.uso.absent();
         }
 
-        let (publisher, mut readers) = publish::channel(snapshot, usize::from(count) + 1);
+        let (publisher, mut readers) = publish::channel(Arc::clone(&snapshot), usize::from(count) + 1);
         let ports_reader = readers.pop().expect("one reader more than workers");
         // Everything that can fail is done before the first thread starts, but for the threads themselves.
         let mut stations = Vec::new();
@@ -167,7 +167,7 @@ impl Runtime {
             stations.push(station.map_err(system("make a worker's poll"))?);
         }
         let wishes = Arc::new(Wishes::default());
-        let ports = Ports::new(Arc::clone(&shared), Arc::clone(&wishes), ports_reader, status_page, &host.name)
+        let ports = Ports::new(Arc::clone(&shared), Arc::clone(&wishes), &snapshot, status_page, &host.name)
             .map_err(system("make the poll of the port sockets"))?;
 
         let mut runtime = Runtime {
@@ -189,7 +189,7 @@ impl Runtime {
             runtime.threads.push(thread.spawn(move || worker::run(shared, station)).map_err(system("start a worker's thread"))?);
         }
         let thread = std::thread::Builder::new().name("ports".to_owned());
-        runtime.threads.push(thread.spawn(move || ports.run()).map_err(system("start the thread of the port sockets"))?);
+        runtime.threads.push(thread.spawn(move || ports.run(&ports_reader)).map_err(system("start the thread of the port sockets"))?);
         Ok(runtime)
     }
 

@@ -145,7 +145,7 @@ mod tests {
             assert!(send());
         }
         assert!(!send(), "the inbox is full");
-        let too_long = [0; PACKET_LEN_MAX + 1];
+        let too_long = vec![0; PACKET_LEN_MAX + 1];
         assert!(pool.pack([&too_long[..]].into_iter(), Offload::default(), Origin::OwnStack).is_none());
         let mut taken = 0;
         while let Some(parcel) = inbox.take() {

@@ -38,11 +38,14 @@ use self::shared::Shared;
 use self::tx::Tx;
 use crate::clock::Instant;
 use crate::netstack::route_own;
-use crate::publish::Reader;
+use crate::publish::{Reader, Session};
 use crate::udp::Receiver;
 
 /// Time between two calls of [`Pipeline::tick`].
 const TICK: Duration = Duration::from_millis(50);
+
+/// Ticks between two looks at what the kernel dropped at the overlay's sockets: one system call each.
+const SOCKET_DROPS_TICKS: u32 = 16;
 
 /// Packets that the gateway itself may have to say about one batch: an answer to each of its packets, or fragments of some.
 const OUTBOX_PACKETS: usize = 512;
@@ -184,7 +187,7 @@ impl<'a> Worker<'a> {
                 last_tick = now;
                 self.judge.tick(now);
                 ticks = ticks.wrapping_add(1);
-                if ticks % 16 == 0 {
+                if ticks.is_multiple_of(SOCKET_DROPS_TICKS) {
                     let drops = self.receivers.iter().map(|receiver| u64::from(receiver.kernel_drops().unwrap_or(0))).sum();
                     seat.socket_drops.store(drops, Ordering::Relaxed);
                 }
@@ -197,7 +200,7 @@ impl<'a> Worker<'a> {
 pub(crate) struct Judge<'a> {
     shared: &'a Shared,
     pub(crate) counters: &'a Counters,
-    pub(crate) reader: &'a Reader,
+    pub(crate) session: Session<'a>,
     pipeline: Pipeline,
     outbox: Outbox,
     verdicts: Vec<Verdict>,
@@ -212,12 +215,10 @@ pub(crate) struct Judge<'a> {
 
 impl<'a> Judge<'a> {
     fn new(shared: &'a Shared, id: WorkerId, reader: &'a Reader) -> Judge<'a> {
-        // The first pin registers the thread with the epoch, and allocates.
-        drop(reader.pin());
         Judge {
             shared,
             counters: &shared.counters[usize::from(id.0)],
-            reader,
+            session: reader.enter(),
             pipeline: Pipeline::new(id, RandomState::new().hash_one(id)),
             outbox: Outbox::new(OUTBOX_PACKETS, OUTBOX_BYTES),
             verdicts: Vec::with_capacity(BATCH_LEN_MAX),
@@ -234,18 +235,18 @@ impl<'a> Judge<'a> {
         if self.slots.is_empty() {
             return;
         }
-        let snapshot = self.reader.pin();
-        let env = Env { snapshot: &snapshot, flows: self.shared.flows.table(), now: started.now(), counters: self.counters };
+        let snapshot = self.session.refresh();
+        let env = Env { snapshot, flows: self.shared.flows.table(), now: started.now(), counters: self.counters };
         let (pipeline, verdicts, outbox) = (&mut self.pipeline, &mut self.verdicts, &mut self.outbox);
         let before = Instant::read();
         self.lent.with(&mut self.slots, buffers, |packets| pipeline.run(&env, packets, verdicts, outbox));
         let judged = Instant::read();
         for (slot, verdict) in self.slots.iter().zip(&self.verdicts) {
-            self.tx.carry_out(*verdict, slot, &self.tails, buffers, &snapshot);
+            self.tx.carry_out(*verdict, slot, &self.tails, buffers, snapshot);
         }
         self.tx.flush(buffers);
         for (egress, packet) in self.outbox.iter() {
-            self.tx.own(egress, packet, &snapshot);
+            self.tx.own(egress, packet, snapshot);
         }
         let ports = self.outbox.masquerade_ports();
         if !ports.is_empty() {
@@ -263,15 +264,15 @@ impl<'a> Judge<'a> {
     /// Routes a packet that the gateway's own stack made.
     pub(crate) fn own(&mut self, packet: &[u8]) {
         let Some(dst) = destination(packet) else { return };
-        let snapshot = self.reader.pin();
-        let egress = match route_own(&snapshot, dst) {
+        let snapshot = self.session.refresh();
+        let egress = match route_own(snapshot, dst) {
             Verdict::ToPods => Egress::Pods,
             Verdict::ToPeer(peer) => Egress::Peer(peer),
             Verdict::Drop(reason) => return self.counters.dropped(reason, 1),
             _ => Egress::Host,
         };
         self.counters.answers.add(1);
-        self.tx.own(egress, packet, &snapshot);
+        self.tx.own(egress, packet, snapshot);
     }
 
     /// Takes a parcel's buffer back.
@@ -285,8 +286,8 @@ impl<'a> Judge<'a> {
     }
 
     fn tick(&mut self, now: Instant) {
-        let snapshot = self.reader.pin();
-        let env = Env { snapshot: &snapshot, flows: self.shared.flows.table(), now: now.now(), counters: self.counters };
+        let snapshot = self.session.refresh();
+        let env = Env { snapshot, flows: self.shared.flows.table(), now: now.now(), counters: self.counters };
         self.pipeline.tick(&env);
     }
 }

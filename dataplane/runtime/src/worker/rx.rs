@@ -136,7 +136,7 @@ impl Rx {
         let merging = |offer: &Offer| if offer.on() { Merging::On } else { Merging::Off };
         self.merge.tcp = merging(&judge.offers().tso);
         self.merge.udp = merging(&judge.offers().uso);
-        let vni = judge.reader.pin().node.overlay_vni;
+        let vni = judge.session.refresh().node.overlay_vni;
         for message in &self.received {
             // Messages of many small datagrams that cannot be merged fill more than one batch.
             if judge.slots.len() + message.datagrams().min(DATAGRAMS_MAX) > BATCH_LEN_MAX {

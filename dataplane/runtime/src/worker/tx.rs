@@ -94,9 +94,9 @@ impl<'a> Tx<'a> {
     pub(super) fn carry_out(&mut self, verdict: Verdict, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers, snapshot: &Snapshot) {
         let tails = &tails[slot.tails.clone()];
         match verdict {
-            Verdict::ToPods => self.to_tun(Side::Pods, slot, tails, buffers),
-            Verdict::ToHost => self.to_tun(Side::Host, slot, tails, buffers),
-            Verdict::ToPeer(peer) => self.to_peer(peer, slot, tails, buffers, snapshot),
+            Verdict::ToPods => self.write_frame(Side::Pods, slot, tails, buffers),
+            Verdict::ToHost => self.write_frame(Side::Host, slot, tails, buffers),
+            Verdict::ToPeer(peer) => self.plan_for_peer(peer, slot, tails, buffers, snapshot),
             Verdict::ToNetstack => {
                 let sent = self.hand_to(&self.shared.netstack, slot, tails, buffers.buffer(slot.buffer));
                 if !sent {
@@ -122,10 +122,10 @@ impl<'a> Tx<'a> {
             room.copy_from_slice(packet);
             let slot = Slot::whole(0, 0..packet.len(), Offload::default(), Ingress::Host);
             match egress {
-                Egress::Pods => self.to_tun(Side::Pods, &slot, &[], &mut scratch),
-                Egress::Host => self.to_tun(Side::Host, &slot, &[], &mut scratch),
+                Egress::Pods => self.write_frame(Side::Pods, &slot, &[], &mut scratch),
+                Egress::Host => self.write_frame(Side::Host, &slot, &[], &mut scratch),
                 Egress::Peer(peer) => {
-                    self.to_peer(peer, &slot, &[], &mut scratch, snapshot);
+                    self.plan_for_peer(peer, &slot, &[], &mut scratch, snapshot);
                     self.flush(&scratch);
                 }
             }
@@ -138,7 +138,7 @@ impl<'a> Tx<'a> {
         inbox.send(&self.shared.pool, pieces, slot.offload, Origin::Ingress(slot.ingress))
     }
 
-    fn to_tun(&mut self, side: Side, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers) {
+    fn write_frame(&mut self, side: Side, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers) {
         let bytes = buffers.buffer(slot.buffer);
         let packets = slot.packets(bytes);
         if slot.offload == Offload::default() {
@@ -162,12 +162,12 @@ impl<'a> Tx<'a> {
                 }
             }
         }
-        self.to_tun_in_software(side, slot, &parsed, tails, buffers);
+        self.write_in_software(side, slot, &parsed, tails, buffers);
     }
 
     /// Cuts a superframe that the kernel does not take and writes its segments one by one.
     #[cold]
-    fn to_tun_in_software(&mut self, side: Side, slot: &Slot, parsed: &Parsed, tails: &[Range<usize>], buffers: &mut impl Buffers) {
+    fn write_in_software(&mut self, side: Side, slot: &Slot, parsed: &Parsed, tails: &[Range<usize>], buffers: &mut impl Buffers) {
         self.flush(buffers);
         match self.split(slot, parsed, tails, buffers.buffer_mut(slot.buffer), 0) {
             Ok((segments, base)) => {
@@ -184,7 +184,7 @@ impl<'a> Tx<'a> {
         self.plan.clear();
     }
 
-    fn to_peer(&mut self, peer: PeerId, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers, snapshot: &Snapshot) {
+    fn plan_for_peer(&mut self, peer: PeerId, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers, snapshot: &Snapshot) {
         let (Some(to), Ok(parsed)) = (snapshot.peers.get(peer.0 as usize), parse_head(slot, buffers.buffer_mut(slot.buffer))) else {
             return self.counters.dropped(DropReason::SendOverlay, slot.packets(buffers.buffer(slot.buffer)));
         };

@@ -1,0 +1,169 @@
+//! After its start a worker does not allocate: counted by the allocator itself, while real packets go through.
+//!
+//! A binary of its own, since an allocator is the process's. Skipped, with the reason printed, where TUN devices are not permitted.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use podgate_core::fib::{Pod, PodTable, PrefixMap};
+use podgate_core::service::ServiceTable;
+use podgate_core::snapshot::{Generation, NodeTables, OutsideToPods, Peer, Snapshot};
+use podgate_runtime::flow_file::FlowFile;
+use podgate_runtime::netns::Netns;
+use podgate_runtime::runtime::{Options, Runtime};
+use podgate_runtime::tun::Tun;
+
+/// Counts what threads named `worker-…` ask for once it is armed.
+struct Counting;
+
+static ARMED: AtomicBool = AtomicBool::new(false);
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+fn note() {
+    if ARMED.load(Ordering::Relaxed) {
+        let mut name = [0u8; 16];
+        // SAFETY: PR_GET_NAME writes at most 16 bytes, its terminator included.
+        unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+        if name.starts_with(b"worker-") {
+            ASKED.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: everything is passed on to the system's allocator as it came; counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        note();
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("ip runs");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn snapshot(generation: u64) -> Arc<Snapshot> {
+    let addr = |text: &str| text.parse::<std::net::IpAddr>().unwrap().into();
+    let peer_prefix: ipnetwork::IpNetwork = "10.244.2.0/24".parse().unwrap();
+    Arc::new(Snapshot {
+        generation: Generation(generation),
+        node: Arc::new(NodeTables {
+            addresses: vec![addr("127.0.0.1")],
+            gateway_v4: Some(addr("10.244.1.1")),
+            gateway_v6: None,
+            node_pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+            cluster_pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            service_cidrs: Vec::new(),
+            node_ports: 30000..=32767,
+            node_port_addresses: Vec::new(),
+            masquerade: None,
+            snat_ports: 1024..=65535,
+            overlay_port: 4790,
+            overlay_vni: 1,
+            outside_mtu: 1500,
+            outside_to_pods: OutsideToPods::Allow,
+            timeouts: Default::default(),
+            probe_token: 1,
+            workers: 1,
+        }),
+        services: ServiceTable::default(),
+        pods: PodTable::new([(addr("10.244.1.2"), Pod { mtu: 1400 })]),
+        routes: Arc::new(PrefixMap::new([(peer_prefix, 0)])),
+        // The peer is this node itself, so what is sent to it comes back over the overlay and is dropped there by name.
+        peers: Arc::new([Peer {
+            name: "itself".into(),
+            underlay: "127.0.0.1".parse().unwrap(),
+            port: 4790,
+            mtu: 1400,
+            prefixes: Arc::new(PrefixMap::new([(peer_prefix, ())])),
+        }]),
+        peer_by_underlay: Arc::new([(addr("127.0.0.1"), 0)]),
+    })
+}
+
+#[test]
+fn a_worker_that_has_started_does_not_allocate() {
+    let (Ok(node), Ok(gateway)) = (Netns::anonymous(), Netns::anonymous()) else { return eprintln!("skipped: namespaces are not permitted") };
+    if Command::new("ip").arg("-V").output().is_err() {
+        return eprintln!("skipped: there is no ip (iproute2)");
+    }
+    let (mut pods, mut host) = match (Tun::open("pods", 1, &gateway), Tun::open("podgate", 1, &node)) {
+        (Ok(pods), Ok(host)) => (pods, host),
+        (Err(error), _) | (_, Err(error)) => return eprintln!("skipped: {error}"),
+    };
+    for tun in [&mut pods, &mut host] {
+        tun.set_mtu(65_535).unwrap();
+        tun.bring_up().unwrap();
+    }
+    // The pod is the gateway's namespace itself, behind the TUN: enough to make frames of every size.
+    gateway.run(|| ["address add 10.244.1.2/32 dev pods", "route add default dev pods"].map(ip)).unwrap();
+    node.run(|| ip("link set lo up")).unwrap();
+    let path = std::env::temp_dir().join(format!("podgate-allocation-{}.flows", std::process::id()));
+    let (flows, _) = FlowFile::open(&path, 1024).unwrap();
+    let options = Options {
+        workers: vec![None],
+        pods,
+        pods_netns: gateway.try_clone().unwrap(),
+        host,
+        underlay: vec!["127.0.0.1".parse().unwrap()],
+        overlay_port: 4790,
+        flows,
+        snapshot: snapshot(1),
+        status_page: Arc::new(|| String::from("page")),
+    };
+    let runtime = node.run(|| Runtime::start(options)).unwrap().unwrap();
+    let socket = gateway.run(|| UdpSocket::bind("10.244.1.2:0").unwrap()).unwrap();
+    let _ = (socket.as_fd(), socket.as_raw_fd());
+    let seen = || runtime.counters()[0].pods_rx.frames.value();
+    let wait = |frames: u64| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while seen() < frames {
+            assert!(Instant::now() < deadline, "{} of {frames} frames", seen());
+            std::thread::yield_now();
+        }
+    };
+    // To a peer, to nobody's address, to the gateway's own stack and outside.
+    let send = |rounds: u64| {
+        for round in 0..rounds {
+            for to in ["10.244.2.9:7", "10.244.1.9:7", "10.244.1.1:7", "192.0.2.9:7"] {
+                socket.send_to(&vec![7; 10 + (round as usize * 37) % 1300], to).unwrap();
+            }
+            if round % 16 == 15 {
+                wait(seen().min(1) + round / 2);
+            }
+        }
+    };
+    send(32);
+    wait(64);
+    ARMED.store(true, Ordering::Relaxed);
+    let before = seen();
+    send(400);
+    for generation in 2..200 {
+        runtime.publish(snapshot(generation));
+        send(1);
+    }
+    wait(before + 400);
+    let latency = runtime.latency();
+    ARMED.store(false, Ordering::Relaxed);
+    assert!(!latency.packet_ns.is_empty());
+    assert!(runtime.counters()[0].overlay_tx.frames.value() > 0 && runtime.counters()[0].overlay_rx.frames.value() > 0);
+    assert_eq!(ASKED.load(Ordering::Relaxed), 0, "calls of the allocator by workers");
+    runtime.stop();
+    let _ = std::fs::remove_file(path);
+}

@@ -1,0 +1,407 @@
+//! The whole dataplane on real devices: two nodes with their gateways, pods in namespaces of their own, real sockets at the ends.
+//!
+//! Skipped, with the reason printed, where namespaces or TUN devices are not permitted, or there is no `ip` (iproute2).
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use podgate_core::counters::Counters;
+use podgate_core::fib::{Pod, PodTable, PrefixMap};
+use podgate_core::service::ServiceTable;
+use podgate_core::snapshot::{Generation, NodeTables, OutsideToPods, Peer, Snapshot};
+use podgate_core::verdict::{DropReason, WorkerId};
+use podgate_runtime::flow_file::FlowFile;
+use podgate_runtime::netns::Netns;
+use podgate_runtime::runtime::{Options, Runtime, StartError};
+use podgate_runtime::tun::{Feature, Tun};
+
+const MIB: usize = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Room for the overlay's headers within 1,500 bytes of underlay.
+const POD_MTU: u32 = 1420;
+
+/// Runs `ip` with these arguments, here.
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("ip runs");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn sysctl(path: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap_or_else(|error| panic!("{path}: {error}"));
+}
+
+/// One node: its own namespace, its gateway's, and two pods'.
+struct Node {
+    number: u8,
+    netns: Netns,
+    gateway: Netns,
+    pods: [Netns; 2],
+    flows: PathBuf,
+}
+
+impl Node {
+    fn new(number: u8) -> Result<Node, Box<dyn std::error::Error>> {
+        let flows = std::env::temp_dir().join(format!("podgate-test-{}-{:?}-{number}.flows", std::process::id(), thread::current().id()));
+        let pods = [Netns::anonymous()?, Netns::anonymous()?];
+        Ok(Node { number, netns: Netns::anonymous()?, gateway: Netns::anonymous()?, pods, flows })
+    }
+
+    fn underlay(&self) -> IpAddr {
+        IpAddr::from([192, 0, 2, self.number])
+    }
+
+    fn pod(&self, index: usize, v4: bool) -> IpAddr {
+        let host = 2 + index as u16;
+        if v4 { [10, 244, self.number, host as u8].into() } else { [0xfd00, 0x244, self.number.into(), 0, 0, 0, 0, host].into() }
+    }
+
+    fn gateway_address(&self, v4: bool) -> IpAddr {
+        if v4 { [10, 244, self.number, 1].into() } else { [0xfd00, 0x244, self.number.into(), 0, 0, 0, 0, 1].into() }
+    }
+
+    fn cidrs(&self) -> [ipnetwork::IpNetwork; 2] {
+        [format!("10.244.{}.0/24", self.number).parse().unwrap(), format!("fd00:244:{}::/48", self.number).parse().unwrap()]
+    }
+
+    /// The pods' interfaces, and the gateway's rules that lead their packets into the TUN: the devices are up already.
+    fn wire_pods(&self) {
+        self.gateway
+            .run(|| {
+                ip("link set lo up");
+                sysctl("ipv4/ip_forward", "1");
+                sysctl("ipv6/conf/all/forwarding", "1");
+                sysctl("ipv4/conf/all/rp_filter", "0");
+                sysctl("ipv4/conf/pods/rp_filter", "0");
+                ip("address add 169.254.1.1/32 dev lo");
+                for family in ["-4", "-6"] {
+                    ip(&format!("{family} rule add pref 5 iif pods lookup main"));
+                    ip(&format!("{family} route add default dev pods table 234"));
+                }
+            })
+            .unwrap();
+        for (index, pod) in self.pods.iter().enumerate() {
+            let (v4, v6) = (self.pod(index, true), self.pod(index, false));
+            // The peer is named by a descriptor of this process, which `ip` inherits no more: so it is made here and moved.
+            let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(pod)));
+            self.gateway
+                .run(|| {
+                    ip(&format!("link add veth{index} mtu {POD_MTU} type veth peer name eth0 mtu {POD_MTU}"));
+                    ip(&format!("link set eth0 netns {path}"));
+                    ip(&format!("link set veth{index} up"));
+                    sysctl(&format!("ipv4/conf/veth{index}/rp_filter"), "0");
+                    ip(&format!("-6 address add fe80::1/64 dev veth{index} nodad"));
+                    for (family, address) in [("-4", v4), ("-6", v6)] {
+                        ip(&format!("{family} route add {address} dev veth{index}"));
+                        ip(&format!("{family} rule add pref 20 iif veth{index} from {address} lookup 234"));
+                    }
+                })
+                .unwrap();
+            pod.run(|| {
+                ip("link set lo up");
+                ip("link set eth0 up gso_max_size 62000");
+                ip(&format!("address add {v4}/32 dev eth0"));
+                ip(&format!("address add {v6}/128 dev eth0 nodad"));
+                ip("route add 169.254.1.1 dev eth0 scope link");
+                ip("route add default via 169.254.1.1");
+                ip("-6 route add default via fe80::1 dev eth0");
+            })
+            .unwrap();
+        }
+    }
+
+    fn snapshot(&self, generation: u64, peer: Option<&Node>) -> Arc<Snapshot> {
+        let cluster = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
+        let pods = (0..2).flat_map(|index| [true, false].map(|v4| (self.pod(index, v4).into(), Pod { mtu: POD_MTU })));
+        Arc::new(Snapshot {
+            generation: Generation(generation),
+            node: Arc::new(NodeTables {
+                addresses: vec![self.underlay().into()],
+                gateway_v4: Some(self.gateway_address(true).into()),
+                gateway_v6: Some(self.gateway_address(false).into()),
+                node_pod_cidrs: self.cidrs().to_vec(),
+                cluster_pod_cidrs: cluster,
+                service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+                node_ports: 30000..=32767,
+                node_port_addresses: Vec::new(),
+                masquerade: None,
+                snat_ports: 1024..=65535,
+                overlay_port: 4790,
+                overlay_vni: 7,
+                outside_mtu: 1500,
+                outside_to_pods: OutsideToPods::Allow,
+                timeouts: Default::default(),
+                probe_token: 0x1234_5678_9abc_def0,
+                workers: 2,
+            }),
+            services: ServiceTable::default(),
+            pods: PodTable::new(pods),
+            routes: Arc::new(PrefixMap::new(peer.iter().flat_map(|peer| peer.cidrs()).map(|cidr| (cidr, 0)))),
+            peers: peer
+                .iter()
+                .map(|peer| Peer {
+                    name: format!("node-{}", peer.number).into(),
+                    underlay: peer.underlay(),
+                    port: 4790,
+                    mtu: POD_MTU,
+                    prefixes: Arc::new(PrefixMap::new(peer.cidrs().map(|cidr| (cidr, ())))),
+                })
+                .collect(),
+            peer_by_underlay: peer.iter().map(|peer| (peer.underlay().into(), 0)).collect(),
+        })
+    }
+
+    /// Opens the devices, wires the pods and starts two workers.
+    fn start(&self, peer: Option<&Node>, change: impl FnOnce(&mut Tun, &mut Tun)) -> Result<Runtime, StartError> {
+        let mut pods = Tun::open("pods", 2, &self.gateway).unwrap();
+        let mut host = Tun::open("podgate", 2, &self.netns).unwrap();
+        for tun in [&mut pods, &mut host] {
+            tun.set_mtu(65_535).unwrap();
+            tun.bring_up().unwrap();
+        }
+        change(&mut pods, &mut host);
+        self.wire_pods();
+        let (flows, _) = FlowFile::open(&self.flows, 4096).unwrap();
+        let options = Options {
+            workers: vec![None, None],
+            pods,
+            pods_netns: self.gateway.try_clone().unwrap(),
+            host,
+            underlay: vec![self.underlay()],
+            overlay_port: 4790,
+            flows,
+            snapshot: self.snapshot(1, peer),
+            status_page: Arc::new(|| "the gateway is well\n".to_owned()),
+        };
+        self.netns.run(|| Runtime::start(options)).unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.flows);
+    }
+}
+
+/// Two nodes on one underlay, unless that is not permitted here.
+fn two_nodes() -> Option<(Node, Node)> {
+    let nodes = || -> Result<(Node, Node), Box<dyn std::error::Error>> {
+        Command::new("ip").arg("-V").output()?;
+        let nodes = (Node::new(1)?, Node::new(2)?);
+        Tun::open("probe", 1, &nodes.0.netns)?;
+        Tun::remove("probe", &nodes.0.netns)?;
+        Ok(nodes)
+    };
+    let (one, two) = nodes().inspect_err(|error| eprintln!("skipped: {error}")).ok()?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&two.netns)));
+    one.netns.run(|| ip(&format!("link add wire type veth peer name wire netns {path}"))).unwrap();
+    for node in [&one, &two] {
+        node.netns
+            .run(|| {
+                ip("link set lo up");
+                ip(&format!("address add {}/24 dev wire", node.underlay()));
+                ip("link set wire up");
+            })
+            .unwrap();
+    }
+    Some((one, two))
+}
+
+/// Bytes without a short period.
+fn pattern(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+/// Sends `len` bytes over TCP from one pod to another and compares what arrives.
+fn stream(from: &Netns, to: &Netns, address: IpAddr, len: usize) {
+    let listener = to.run(|| TcpListener::bind((address, 0)).unwrap()).unwrap();
+    let target = listener.local_addr().unwrap();
+    let sent = pattern(len);
+    thread::scope(|scope| {
+        let receiver = scope.spawn(|| {
+            let (mut connection, _) = listener.accept().unwrap();
+            connection.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut received = Vec::with_capacity(len);
+            connection.read_to_end(&mut received).unwrap();
+            received
+        });
+        let mut connection = from.run(|| TcpStream::connect_timeout(&target, PATIENCE).unwrap()).unwrap();
+        connection.set_write_timeout(Some(PATIENCE)).unwrap();
+        connection.write_all(&sent).unwrap();
+        drop(connection);
+        assert!(receiver.join().unwrap() == sent, "{len} bytes to {target}, byte for byte");
+    });
+}
+
+/// A datagram there and back over connected sockets.
+fn datagram(from: &Netns, to: &Netns, address: IpAddr, len: usize) {
+    let server = to.run(|| UdpSocket::bind((address, 0)).unwrap()).unwrap();
+    let target = server.local_addr().unwrap();
+    let client = from
+        .run(|| {
+            let client = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+            client.connect(target).unwrap();
+            client
+        })
+        .unwrap();
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    let (sent, mut buffer) = (pattern(len), vec![0; 65_536]);
+    client.send(&sent).unwrap();
+    let (len, source) = server.recv_from(&mut buffer).unwrap();
+    assert!(buffer[..len] == sent);
+    server.send_to(&buffer[..len], source).unwrap();
+    let len = client.recv(&mut buffer).unwrap();
+    assert!(buffer[..len] == sent);
+}
+
+fn sum(runtime: &Runtime, value: impl Fn(&Counters) -> u64) -> u64 {
+    runtime.counters().iter().map(|counters| value(counters)).sum()
+}
+
+fn drops(runtime: &Runtime) -> Vec<(&'static str, u64)> {
+    DropReason::ALL.iter().map(|reason| (reason.name(), sum(runtime, |counters| counters.drops(*reason)))).filter(|(_, count)| *count > 0).collect()
+}
+
+/// Waits until `done` says so.
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn pods_talk_on_one_node_and_between_two_in_superframes() {
+    let Some((one, two)) = two_nodes() else { return };
+    let first = one.start(Some(&two), |_, _| {}).unwrap();
+    let second = two.start(Some(&one), |_, _| {}).unwrap();
+    for v4 in [true, false] {
+        datagram(&one.pods[0], &one.pods[1], one.pod(1, v4), 1000);
+        datagram(&one.pods[0], &two.pods[1], two.pod(1, v4), 1000);
+        // In fragments, which the kernel at either end cuts and joins.
+        datagram(&one.pods[0], &one.pods[1], one.pod(1, v4), 9000);
+        datagram(&one.pods[0], &two.pods[1], two.pod(1, v4), 9000);
+        stream(&one.pods[0], &one.pods[1], one.pod(1, v4), 16 * MIB);
+        stream(&one.pods[0], &two.pods[1], two.pod(1, v4), 16 * MIB);
+        stream(&two.pods[0], &one.pods[1], one.pod(1, v4), 16 * MIB);
+    }
+    for (runtime, name) in [(&first, "first"), (&second, "second")] {
+        let (frames, bytes) = (sum(runtime, |c| c.overlay_rx.frames.value()), sum(runtime, |c| c.overlay_rx.bytes.value()));
+        let tx = (sum(runtime, |c| c.pods_tx.frames.value()), sum(runtime, |c| c.pods_tx.packets.value()), sum(runtime, |c| c.pods_tx.bytes.value()));
+        let latency = runtime.latency();
+        println!(
+            "{name}: overlay {} B/frame, pods tx {:?} {} B/frame, {:?}, {:?}, p50 {} ns, pipeline p50 {} ns, batch p99 {}",
+            bytes / frames.max(1),
+            tx,
+            tx.2 / tx.0.max(1),
+            runtime.features(),
+            drops(runtime),
+            latency.packet_ns.value_at_quantile(0.5),
+            latency.pipeline_ns.value_at_quantile(0.5),
+            latency.batch_len.value_at_quantile(0.99)
+        );
+        assert!(!latency.packet_ns.is_empty() && latency.batch_len.len() == latency.packet_ns.len());
+        assert!(tx.2 / tx.0 > 3 * u64::from(POD_MTU), "the pods are written superframes");
+        let features = runtime.features();
+        assert!(features.tso.on && features.udp_gso.on, "{features:?}");
+        assert!(runtime.kernel_drops().is_ok());
+        assert!(runtime.workers().iter().all(|worker| worker.alive && worker.restarts == 0 && worker.read_error == 0));
+    }
+    first.stop();
+    second.stop();
+}
+
+#[test]
+fn where_the_kernel_takes_no_superframes_they_are_cut_in_software() {
+    let Some((one, two)) = two_nodes() else { return };
+    // The pods' TUN still brings superframes, and both are written as if the kernel refused them.
+    let first = one
+        .start(Some(&two), |_, host| {
+            host.queues[0].disable(Feature::Tso).unwrap();
+        })
+        .unwrap();
+    let second = two
+        .start(Some(&one), |_, host| {
+            host.queues[0].disable(Feature::Tso).unwrap();
+        })
+        .unwrap();
+    assert!(!first.features().tso.on);
+    for v4 in [true, false] {
+        stream(&one.pods[0], &one.pods[1], one.pod(1, v4), 4 * MIB);
+        stream(&one.pods[0], &two.pods[1], two.pod(1, v4), 4 * MIB);
+    }
+    for runtime in [&first, &second] {
+        let (frames, packets) = (sum(runtime, |c| c.pods_tx.frames.value()), sum(runtime, |c| c.pods_tx.packets.value()));
+        assert_eq!(frames, packets, "one packet in each frame");
+        assert!(packets as usize > 4 * MIB / POD_MTU as usize);
+    }
+}
+
+#[test]
+fn a_pod_reads_the_status_page_at_the_gateways_address() {
+    let Some((one, two)) = two_nodes() else { return };
+    let runtime = one.start(Some(&two), |_, _| {}).unwrap();
+    for v4 in [true, false] {
+        let gateway = SocketAddr::new(one.gateway_address(v4), 80);
+        let mut connection = one.pods[0].run(|| TcpStream::connect_timeout(&gateway, PATIENCE).unwrap()).unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        connection.write_all(b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nthe gateway is well\n"), "{answer}");
+    }
+    runtime.stop();
+}
+
+#[test]
+fn a_worker_that_panics_comes_back_and_flows_go_on() {
+    let Some((one, two)) = two_nodes() else { return };
+    let runtime = one.start(Some(&two), |_, _| {}).unwrap();
+    thread::scope(|scope| {
+        let bulk = scope.spawn(|| stream(&one.pods[0], &one.pods[1], one.pod(1, true), 16 * MIB));
+        for worker in [0, 1] {
+            runtime.crash_worker(WorkerId(worker));
+            let asked = Instant::now();
+            wait("the worker is back", || runtime.workers()[usize::from(worker)].restarts == 1);
+            println!("back after {:?}", asked.elapsed());
+        }
+        bulk.join().unwrap();
+    });
+    assert!(runtime.workers().iter().all(|worker| worker.alive));
+    datagram(&one.pods[0], &one.pods[1], one.pod(1, true), 100);
+}
+
+#[test]
+fn every_worker_takes_note_of_a_new_generation_and_its_pods() {
+    let Some((one, two)) = two_nodes() else { return };
+    let runtime = one.start(None, |_, _| {}).unwrap();
+    let second = two.start(Some(&one), |_, _| {}).unwrap();
+    wait("the first generation", || runtime.generations() == [Generation(1); 2]);
+    runtime.publish(one.snapshot(2, Some(&two)));
+    wait("the second generation", || runtime.generations() == [Generation(2); 2]);
+    datagram(&one.pods[0], &two.pods[0], two.pod(0, true), 100);
+    second.stop();
+}
+
+#[test]
+fn a_busy_overlay_port_is_named() {
+    let Some((one, two)) = two_nodes() else { return };
+    let _holder = one.netns.run(|| UdpSocket::bind(SocketAddr::new(one.underlay(), 4790)).unwrap()).unwrap();
+    let error = one.start(Some(&two), |_, _| {}).err().expect("the port is taken");
+    assert!(error.to_string().contains("192.0.2.1:4790"), "{error}");
+}
