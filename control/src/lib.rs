@@ -2,11 +2,13 @@
 //! routes that bring packets to them.
 //!
 //! In the order in which a change passes: [`model`] holds what of the cluster's objects matters, [`compile`] makes a snapshot of it for
-//! this node. [`config`] is read once at the start; [`netlink`] speaks to the kernel.
+//! this node. [`config`] is read once at the start; [`ipam`] gives out pods' addresses; [`netlink`] speaks to
+//! the kernel.
 #![forbid(unsafe_code)]
 
 pub mod compile;
 pub mod config;
+pub mod ipam;
 pub mod demo;
 pub mod lab;
 pub mod model;
