@@ -17,13 +17,14 @@ use podgate_core::flow::FlowTable;
 use podgate_core::snapshot::{Generation, Snapshot};
 use podgate_core::verdict::WorkerId;
 
+use crate::clock;
 use crate::flow_file::FlowFile;
 use crate::netns::Netns;
 use crate::netstack::StatusPage;
 pub use crate::ports::PortProblem;
 use crate::ports::{Ports, Wishes};
 use crate::publish::{self, Publisher};
-use crate::tun::{Queue, Tun, TunError};
+use crate::tun::{Attachment, Queue, Tun, TunError};
 use crate::udp::{Receiver, SENDERS_PER_FAMILY, Sender, UdpError};
 use crate::vnet::VnetHeader;
 use crate::worker::features::FeatureStatus;
@@ -92,6 +93,8 @@ pub struct WorkerStatus {
     pub pinned: bool,
     /// Whether its thread runs.
     pub alive: bool,
+    /// Milliseconds since it last looked at all its sources. An idle one looks every 50 ms; more than a second means that it is stuck.
+    pub silent_ms: u64,
     /// How often it was started again after a panic.
     pub restarts: u64,
     /// The generation that it used last.
@@ -235,6 +238,7 @@ impl Runtime {
                 cpu: *cpu,
                 pinned: seat.pinned.load(Ordering::Relaxed),
                 alive: seat.alive.load(Ordering::Relaxed),
+                silent_ms: clock::Instant::read().ms().saturating_sub(seat.round_ms.load(Ordering::Relaxed)),
                 restarts: seat.restarts.load(Ordering::Relaxed),
                 generation,
                 batches: counters.batches.value(),
@@ -319,6 +323,13 @@ impl Runtime {
             overlay_sockets: self.shared.seats.iter().map(|seat| seat.socket_drops.load(Ordering::Relaxed)).sum(),
             port_sockets: self.wishes.kernel_drops.load(Ordering::Relaxed),
         })
+    }
+
+    /// Takes a worker's queues off both devices, so that a stuck one loses no frames but those it holds, or puts them back.
+    pub fn set_attachment(&self, worker: WorkerId, attachment: Attachment) -> io::Result<()> {
+        let index = usize::from(worker.0);
+        self.shared.pods[index].set_attachment(attachment)?;
+        self.shared.host[index].set_attachment(attachment)
     }
 
     /// Makes a worker panic, to see that it comes back and the others lose nothing.

@@ -38,6 +38,7 @@ fn sysctl(path: &str, value: &str) {
 /// One node: its own namespace, its gateway's, and two pods'.
 struct Node {
     number: u8,
+    workers: u16,
     netns: Netns,
     gateway: Netns,
     pods: [Netns; 2],
@@ -48,7 +49,7 @@ impl Node {
     fn new(number: u8) -> Result<Node, Box<dyn std::error::Error>> {
         let flows = std::env::temp_dir().join(format!("podgate-test-{}-{:?}-{number}.flows", std::process::id(), thread::current().id()));
         let pods = [Netns::anonymous()?, Netns::anonymous()?];
-        Ok(Node { number, netns: Netns::anonymous()?, gateway: Netns::anonymous()?, pods, flows })
+        Ok(Node { number, workers: 2, netns: Netns::anonymous()?, gateway: Netns::anonymous()?, pods, flows })
     }
 
     fn underlay(&self) -> IpAddr {
@@ -136,7 +137,7 @@ impl Node {
                 outside_to_pods: OutsideToPods::Allow,
                 timeouts: Default::default(),
                 probe_token: 0x1234_5678_9abc_def0,
-                workers: 2,
+                workers: self.workers,
             }),
             services: ServiceTable::default(),
             pods: PodTable::new(pods),
@@ -155,10 +156,10 @@ impl Node {
         })
     }
 
-    /// Opens the devices, wires the pods and starts two workers.
+    /// Opens the devices, wires the pods and starts the workers.
     fn start(&self, peer: Option<&Node>, change: impl FnOnce(&mut Tun, &mut Tun)) -> Result<Runtime, StartError> {
-        let mut pods = Tun::open("pods", 2, &self.gateway).unwrap();
-        let mut host = Tun::open("podgate", 2, &self.netns).unwrap();
+        let mut pods = Tun::open("pods", self.workers, &self.gateway).unwrap();
+        let mut host = Tun::open("podgate", self.workers, &self.netns).unwrap();
         for tun in [&mut pods, &mut host] {
             tun.set_mtu(65_535).unwrap();
             tun.bring_up().unwrap();
@@ -167,7 +168,8 @@ impl Node {
         self.wire_pods();
         let (flows, _) = FlowFile::open(&self.flows, 4096).unwrap();
         let options = Options {
-            workers: vec![None, None],
+            // The last one is pinned, to a CPU that every machine has.
+            workers: (1..self.workers).map(|_| None).chain([Some(0)]).collect(),
             pods,
             pods_netns: self.gateway.try_clone().unwrap(),
             host,
@@ -286,8 +288,18 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-fn pods_talk_on_one_node_and_between_two_in_superframes() {
-    let Some((one, two)) = two_nodes() else { return };
+fn pods_talk_on_one_node_and_between_two_in_superframes_by_one_worker() {
+    pods_talk(1);
+}
+
+#[test]
+fn pods_talk_on_one_node_and_between_two_in_superframes_by_three_workers() {
+    pods_talk(3);
+}
+
+fn pods_talk(workers: u16) {
+    let Some((mut one, mut two)) = two_nodes() else { return };
+    (one.workers, two.workers) = (workers, workers);
     let first = one.start(Some(&two), |_, _| {}).unwrap();
     let second = two.start(Some(&one), |_, _| {}).unwrap();
     for v4 in [true, false] {
@@ -396,6 +408,39 @@ fn every_worker_takes_note_of_a_new_generation_and_its_pods() {
     wait("the second generation", || runtime.generations() == [Generation(2); 2]);
     datagram(&one.pods[0], &two.pods[0], two.pod(0, true), 100);
     second.stop();
+}
+
+#[test]
+fn a_path_that_shrinks_is_reported_and_senders_are_told_of_the_new_mtu() {
+    let Some((one, two)) = two_nodes() else { return };
+    let first = one.start(Some(&two), |_, _| {}).unwrap();
+    let second = two.start(Some(&one), |_, _| {}).unwrap();
+    stream(&one.pods[0], &two.pods[0], two.pod(0, true), MIB);
+    for node in [&one, &two] {
+        node.netns.run(|| ip("link set wire mtu 1300")).unwrap();
+    }
+    let sender = one.pods[0].run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    let mut reports = Vec::new();
+    wait("a report of the path's MTU", || {
+        sender.send_to(&[0; 1350], SocketAddr::new(two.pod(0, true), 9)).unwrap();
+        reports = first.path_mtus();
+        !reports.is_empty()
+    });
+    assert_eq!(reports[0], (two.underlay(), 1300));
+    assert!(first.features().udp_gso.on);
+    for (runtime, node, peer) in [(&first, &one, &two), (&second, &two, &one)] {
+        let mut next = Snapshot::clone(&node.snapshot(2, Some(peer)));
+        next.peers = next.peers.iter().cloned().map(|peer| Peer { mtu: 1300 - 36, ..peer }).collect();
+        runtime.publish(Arc::new(next));
+    }
+    for v4 in [true, false] {
+        stream(&one.pods[0], &two.pods[0], two.pod(0, v4), 4 * MIB);
+    }
+    assert!(first.features().udp_gso.on, "{:?}", first.features());
+    let refused = one.pods[0].run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    refused.connect(SocketAddr::new(two.pod(0, true), 9)).unwrap();
+    wait("the pod's own kernel has learnt the MTU", || refused.send(&[0; 1350]).is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE)));
+    assert!(sum(&first, |c| c.answers.value()) > 0);
 }
 
 #[test]

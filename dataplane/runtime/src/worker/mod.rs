@@ -92,6 +92,7 @@ pub(crate) fn run(shared: Arc<Shared>, mut station: Station) {
     if let Some(cpu) = station.cpu {
         seat.pinned.store(pin_to(cpu).is_ok(), Ordering::Relaxed);
     }
+    seat.round_ms.store(Instant::read().ms(), Ordering::Relaxed);
     seat.alive.store(true, Ordering::Relaxed);
     // What unwinding can leave half done: the pipeline and the buffers, which are built anew; a flow being inserted, which is abandoned
     // below; counters and queues, each of whose operations is whole.
@@ -183,6 +184,7 @@ impl<'a> Worker<'a> {
                 };
             }
             let now = Instant::read();
+            seat.round_ms.store(now.ms(), Ordering::Relaxed);
             if now.ns_since(last_tick) >= TICK.as_nanos() as u64 {
                 last_tick = now;
                 self.judge.tick(now);

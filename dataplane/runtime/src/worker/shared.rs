@@ -51,6 +51,8 @@ pub(crate) struct Shared {
 pub(crate) struct Seat {
     pub(crate) alive: AtomicBool,
     pub(crate) restarts: AtomicU64,
+    /// When it last went round its loop, in milliseconds of the boot clock.
+    pub(crate) round_ms: AtomicU64,
     /// Whether it runs on the CPU it was given.
     pub(crate) pinned: AtomicBool,
     /// It is to panic, for a test of what happens then.
