@@ -8,8 +8,12 @@
 
 pub mod compile;
 pub mod config;
-pub mod ipam;
 pub mod demo;
+pub mod gateway_ns;
+pub mod host_state;
+pub mod ipam;
 pub mod lab;
 pub mod model;
 pub mod netlink;
+pub mod pods;
+pub mod routing;

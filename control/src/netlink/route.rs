@@ -122,9 +122,13 @@ impl RouteSpec {
         Family::of(self.destination.ip())
     }
 
-    /// Whether both have the same place in the same table, so that only one of them can be there.
-    pub fn same_place(&self, other: &RouteSpec) -> bool {
-        self.table == other.table && self.destination == other.destination && self.metric == other.metric
+    /// Whether adding `self` with [`Netlink::replace_route`] replaces `other`, or leaves it as it is because it is the same to the
+    /// kernel. A deletion of `other` afterwards would take `self`.
+    pub fn takes_the_place_of(&self, other: &RouteSpec) -> bool {
+        let same_place = self.table == other.table && self.destination == other.destination && self.metric == other.metric;
+        // IPv6 keeps routes of one metric that differ in their next hop (net/ipv6/ip6_fib.c), IPv4 does not.
+        let same_hop = self.device == other.device && self.gateway == other.gateway && self.kind == other.kind;
+        same_place && (self.family() == Family::V4 || same_hop)
     }
 
     fn message(&self, device: Option<u32>) -> RouteMessage {

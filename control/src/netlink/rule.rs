@@ -7,7 +7,7 @@
 use super::socket::Doing;
 use super::{Family, Netlink, NetlinkError, ORIGIN_KERNEL};
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, Nla};
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction as KernelAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange};
 use netlink_packet_route::{IpProtocol, RouteNetlinkMessage};
@@ -228,6 +228,18 @@ impl Netlink {
     }
 }
 
+/// `FRA_SPORT_MASK`, `FRA_DPORT_MASK`: with a single port, newer kernels say that all its bits count (Linux 6.15).
+const PORT_MASKS: [u16; 2] = [28, 29];
+
+fn says_the_default(attribute: &DefaultNla) -> bool {
+    let mut mask = [0; 2];
+    if !PORT_MASKS.contains(&attribute.kind()) || attribute.value_len() != mask.len() {
+        return false;
+    }
+    attribute.emit_value(&mut mask);
+    mask == [0xff; 2]
+}
+
 pub(super) fn rule_of(message: RouteNetlinkMessage) -> Option<Rule> {
     let (RouteNetlinkMessage::NewRule(message) | RouteNetlinkMessage::DelRule(message)) = message else { return None };
     let family = Family::from_kernel(message.header.family)?;
@@ -248,6 +260,7 @@ pub(super) fn rule_of(message: RouteNetlinkMessage) -> Option<Rule> {
             // The kernel's way of saying "not used" (net/core/fib_rules.c, fib_nl_fill_rule).
             RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
             RuleAttribute::L3MDev(false) => {}
+            RuleAttribute::Other(attribute) if says_the_default(&attribute) => {}
             _ => exact = false,
         }
     }

@@ -134,6 +134,7 @@ fn rules_read_back_as_they_were_written_in_the_kernels_order() {
             RuleSpec::new(family, 0, RuleAction::Goto(10)).to(node).protocol(17),
             RuleSpec::new(family, 10, RuleAction::Lookup(232)).to(node).protocol(6).dport(30_000..=32_767),
             RuleSpec::new(family, 11, RuleAction::Lookup(232)).to(node).protocol(17).dport(61_000..=65_534),
+            RuleSpec::new(family, 12, RuleAction::Lookup(232)).to(node).protocol(132).dport(80..=80),
             RuleSpec::new(family, 20, RuleAction::Lookup(70_000)).iif("not-there-yet").from(node),
             RuleSpec::new(family, 30, RuleAction::Blackhole),
         ];
@@ -143,8 +144,8 @@ fn rules_read_back_as_they_were_written_in_the_kernels_order() {
         }
         let rules = netlink.rules(family).unwrap();
         let local = RuleSpec::new(family, 0, RuleAction::Lookup(TABLE_LOCAL));
-        let ours: Vec<&RuleSpec> = rules.iter().map(|rule| &rule.spec).take(7).collect();
-        assert_eq!(ours, [&local, &specs[0], &specs[1], &specs[2], &specs[3], &specs[4], &specs[5]]);
+        let ours: Vec<&RuleSpec> = rules.iter().map(|rule| &rule.spec).take(8).collect();
+        assert_eq!(ours, std::iter::once(&local).chain(&specs).collect::<Vec<_>>());
         assert!(rules.iter().all(|rule| rule.exact));
         assert!(local.would_delete(&rules[1]), "a deletion that names no interface takes a rule that does");
         netlink.delete_rule(&local).unwrap();

@@ -1,0 +1,198 @@
+//! Against the real kernel, in namespaces of the tests' own.
+
+use super::*;
+use crate::gateway_ns;
+use crate::netlink::LinkState;
+
+struct Site {
+    directory: PathBuf,
+    pods: Option<Pods>,
+}
+
+impl Site {
+    fn new(name: &str) -> Option<Site> {
+        let directory = std::env::temp_dir().join(format!("podgate-pods-{name}-{}", std::process::id()));
+        let gateway = gateway_ns::prepare(&directory.join("run")).inspect_err(|error| eprintln!("skipped: {error}")).ok()?;
+        let pods = Pods::open(gateway, &directory.join("run"), &directory.join("state")).unwrap();
+        Some(Site { directory, pods: Some(pods) })
+    }
+
+    fn pods(&mut self) -> &mut Pods {
+        self.pods.as_mut().unwrap()
+    }
+
+    /// As after a restart of the daemon.
+    fn reopen(&mut self) {
+        self.pods = None;
+        let gateway = GatewayNs::open(&self.directory.join("run")).unwrap();
+        self.pods = Some(Pods::open(gateway, &self.directory.join("run"), &self.directory.join("state")).unwrap());
+    }
+
+    /// Everything in the gateway's namespace that an attachment could leave behind.
+    fn remains(&mut self) -> Vec<String> {
+        let netlink = &self.pods().netlink;
+        let mut found: Vec<String> = netlink.links().unwrap().into_iter().filter(|link| !link.loopback).map(|link| link.name).collect();
+        for family in Family::BOTH {
+            found.extend(netlink.rules(family).unwrap().into_iter().filter(|rule| rule.spec.pref == PREF_POD).map(|rule| rule.spec.to_string()));
+            found.extend(netlink.routes(family, TABLE_MAIN).unwrap().into_iter().map(|route| route.spec.to_string()));
+        }
+        found.extend(netlink.neighbours().unwrap().into_iter().map(|neighbour| neighbour.address.to_string()));
+        found
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.pods = None;
+        let _ = gateway_ns::remove(&self.directory.join("run"));
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn spec(number: u8) -> AttachSpec {
+    AttachSpec {
+        id: format!("sandbox-{number}/eth0"),
+        name: format!("default/pod-{number}"),
+        ifname: "eth0".into(),
+        addresses: vec![IpAddr::from([10, 244, 1, number]), format!("fd00:77:1::{number}").parse().unwrap()],
+        mac: None,
+        mtu: 1450,
+        gso_max_size: 62_000,
+        routes: Vec::new(),
+    }
+}
+
+#[test]
+fn a_pod_gets_its_addresses_routes_and_neighbours_and_leaves_nothing() {
+    let Some(mut site) = Site::new("whole") else { return };
+    let before = site.remains();
+    let pod_ns = Netns::anonymous().unwrap();
+    let pod = site.pods().attach(&pod_ns, &spec(2)).unwrap();
+
+    let inside = Netlink::open(&pod_ns).unwrap();
+    let eth0 = inside.expect_link("eth0").unwrap();
+    assert_eq!((eth0.mtu, eth0.gso_max_size, eth0.mac, eth0.carrier), (1450, Some(62_000), Some(pod.pod_mac), LinkState::Up));
+    assert_eq!(inside.expect_link("lo").unwrap().state, LinkState::Up);
+    let addresses: Vec<String> =
+        inside.addresses().unwrap().into_iter().filter(|found| found.index == eth0.index).map(|found| found.address.to_string()).collect();
+    assert_eq!(addresses, ["10.244.1.2/32", "fd00:77:1::2/128"], "and no link-local one");
+    assert!(inside.addresses().unwrap().iter().all(|found| !found.tentative));
+    for (destination, gateway, source) in [("203.0.113.9", "169.254.1.1", "10.244.1.2"), ("2001:db8::9", "fe80::1", "fd00:77:1::2")] {
+        let route = inside.route_to(destination.parse().unwrap()).unwrap().spec;
+        assert_eq!((route.gateway, route.prefsrc), (Some(gateway.parse().unwrap()), Some(source.parse().unwrap())));
+        let neighbour = inside.neighbours().unwrap().into_iter().find(|found| found.address == gateway.parse::<IpAddr>().unwrap()).unwrap();
+        assert_eq!((neighbour.mac, neighbour.permanent), (Some(pod.gateway_mac), true));
+    }
+    let gateway = &site.pods().netlink;
+    for address in &pod.addresses {
+        let neighbour = gateway.neighbours().unwrap().into_iter().find(|found| found.address == *address).unwrap();
+        assert_eq!((neighbour.mac, neighbour.permanent, neighbour.index), (Some(pod.pod_mac), true, pod.veth_index));
+        let rules = gateway.rules(Family::of(*address)).unwrap();
+        assert!(pod.route().rules().filter(|rule| rule.family == Family::of(*address)).all(|wanted| rules.iter().any(|rule| rule.is(&wanted))));
+    }
+    for (name, value) in [("forwarding", "0"), ("accept_ra", "0")] {
+        assert_eq!(sysctl::read(site.pods().gateway.netns(), &Key::v6(&pod.veth, name)).unwrap(), value);
+    }
+    assert!(gateway_addresses(&mut site).iter().all(|address| address == "169.254.1.1/32" || address == "127.0.0.1/8" || address == "::1/128"));
+
+    assert!(matches!(site.pods().detach(&pod.id).unwrap(), Detached::Gone(gone) if gone == pod));
+    assert_eq!(site.pods().detach(&pod.id).unwrap(), Detached::Absent);
+    assert_eq!(site.remains(), before);
+    assert!(inside.link("eth0").unwrap().is_none());
+}
+
+fn gateway_addresses(site: &mut Site) -> Vec<String> {
+    site.pods().netlink.addresses().unwrap().into_iter().map(|found| found.address.to_string()).collect()
+}
+
+#[test]
+fn a_veth_name_is_never_used_twice() {
+    let Some(mut site) = Site::new("names") else { return };
+    let mut names = Vec::new();
+    for number in 1..=5 {
+        let pod_ns = Netns::anonymous().unwrap();
+        let pod = site.pods().attach(&pod_ns, &spec(number)).unwrap();
+        site.pods().detach(&pod.id).unwrap();
+        assert!(!names.contains(&pod.veth));
+        names.push(pod.veth);
+        site.reopen();
+    }
+}
+
+#[test]
+fn a_failure_leaves_nothing_on_either_side() {
+    let Some(mut site) = Site::new("failure") else { return };
+    let before = site.remains();
+    let pod_ns = Netns::anonymous().unwrap();
+    let inside = Netlink::open(&pod_ns).unwrap();
+    // The pod's default route is taken, which is found out last.
+    let kind = LinkKind::Veth { peer: "other-peer", peer_netns: None, peer_settings: LinkSettings::new().up() };
+    inside.create_link(&NewLink { name: "other", kind, settings: LinkSettings::new().up() }).unwrap();
+    inside.add_route(&RouteSpec::unicast(TABLE_MAIN, "0.0.0.0/0".parse().unwrap(), "other")).unwrap();
+    let error = site.pods().attach(&pod_ns, &spec(3)).unwrap_err();
+    assert!(error.to_string().contains("sandbox-3/eth0: cannot add IPv4 route default via 169.254.1.1 dev eth0"), "{error}");
+    assert_eq!(site.remains(), before);
+    assert!(inside.link("eth0").unwrap().is_none() && site.pods().list().next().is_none());
+
+    let error = site.pods().attach(&pod_ns, &AttachSpec { ifname: "other".into(), ..spec(3) }).unwrap_err();
+    assert!(matches!(error, PodError::InterfaceExists { .. }), "{error}");
+    assert_eq!(site.remains(), before);
+    assert!(inside.link("other").unwrap().is_some(), "what was there is not ours to undo");
+}
+
+#[test]
+fn an_address_or_an_attachment_that_exists_is_refused() {
+    let Some(mut site) = Site::new("refused") else { return };
+    let (first, second) = (Netns::anonymous().unwrap(), Netns::anonymous().unwrap());
+    site.pods().attach(&first, &spec(4)).unwrap();
+    assert!(matches!(site.pods().attach(&second, &spec(4)), Err(PodError::AttachedAlready { .. })));
+    let same_address = AttachSpec { id: "another".into(), ..spec(4) };
+    assert!(matches!(site.pods().attach(&second, &same_address), Err(PodError::AddressTaken { .. })));
+    assert!(matches!(site.pods().attach(&second, &AttachSpec { addresses: Vec::new(), ..spec(5) }), Err(PodError::NoAddress { .. })));
+}
+
+#[test]
+fn a_restarted_daemon_knows_its_pods_and_undoes_what_was_half_done() {
+    let Some(mut site) = Site::new("restart") else { return };
+    let namespaces: Vec<Netns> = (0..3).map(|_| Netns::anonymous().unwrap()).collect();
+    let kept = site.pods().attach(&namespaces[0], &spec(5)).unwrap();
+    let half = site.pods().attach(&namespaces[1], &spec(6)).unwrap();
+    site.pods().entries.iter_mut().find(|entry| entry.pod.id == half.id).unwrap().stage = Stage::Attaching;
+    site.pods().save().unwrap();
+    // A veth and a rule that nobody knows.
+    let kind = LinkKind::veth_into("eth0", &namespaces[2], LinkSettings::new());
+    site.pods().netlink.create_link(&NewLink { name: "pg999", kind, settings: LinkSettings::new() }).unwrap();
+    let stray = PodRoute { veth: "pg998".into(), addresses: spec(9).addresses };
+    stray.rules().for_each(|rule| site.pods().netlink.add_rule(&rule).unwrap());
+
+    site.reopen();
+    assert_eq!(site.pods().list().collect::<Vec<_>>(), [&kept]);
+    assert_eq!(site.pods().of_netns(&namespaces[0]).collect::<Vec<_>>(), [&kept]);
+    assert!(Netlink::open(&namespaces[1]).unwrap().link("eth0").unwrap().is_none());
+    assert!(site.remains().iter().all(|what| !what.contains("pg99") && !what.contains(&half.veth)), "{:?}", site.remains());
+    assert!(site.pods().lost().unwrap().is_empty());
+}
+
+#[test]
+fn detaching_succeeds_with_the_pods_namespace_gone() {
+    let Some(mut site) = Site::new("gone") else { return };
+    let before = site.remains();
+    let pod_ns = Netns::anonymous().unwrap();
+    let pod = site.pods().attach(&pod_ns, &spec(7)).unwrap();
+    drop(pod_ns); // the kernel takes the veth away in its own time
+    assert!(matches!(site.pods().detach(&pod.id).unwrap(), Detached::Gone(_)));
+    assert_eq!(site.remains(), before);
+}
+
+#[test]
+fn several_interfaces_of_one_pod_have_their_own_addresses_and_routes() {
+    let Some(mut site) = Site::new("several") else { return };
+    let pod_ns = Netns::anonymous().unwrap();
+    site.pods().attach(&pod_ns, &spec(8)).unwrap();
+    let second = AttachSpec { id: "sandbox-8/net1".into(), ifname: "net1".into(), routes: vec!["198.51.100.0/24".parse().unwrap()], ..spec(9) };
+    site.pods().attach(&pod_ns, &second).unwrap();
+    let inside = Netlink::open(&pod_ns).unwrap();
+    assert_eq!(inside.route_to("198.51.100.7".parse().unwrap()).unwrap().spec.device.as_deref(), Some("net1"));
+    assert_eq!(inside.route_to("203.0.113.7".parse().unwrap()).unwrap().spec.device.as_deref(), Some("eth0"));
+    assert_eq!(site.pods().of_netns(&pod_ns).count(), 2);
+}
