@@ -12,6 +12,7 @@ pub mod demo;
 pub mod gateway_ns;
 pub mod host_state;
 pub mod ipam;
+pub mod guard_drops;
 pub mod lab;
 pub mod model;
 pub mod netlink;

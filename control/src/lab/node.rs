@@ -38,7 +38,7 @@ pub struct NodeSettings {
     pub attach: String,
     /// Further lines of YAML.
     pub extra: String,
-    /// The filter of the daemon's log (`RUST_LOG`).
+    /// The filter of the daemon's log (`PODGATE_LOG`).
     pub log: String,
 }
 
@@ -134,7 +134,7 @@ impl Node {
         let log = File::options().create(true).append(true).open(&path).map_err(|source| LabError::File { path, source })?;
         let errors = log.try_clone().map_err(|source| LabError::File { path: self.log_path(), source })?;
         let mut command = Command::new(&self.binary);
-        command.arg("run").arg("--config").arg(self.config()).env("RUST_LOG", &settings.log);
+        command.arg("run").arg("--config").arg(self.config()).env("PODGATE_LOG", &settings.log);
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         // A child is born into the namespace of the thread that starts it.
         let child = self.machine.run(|| command.spawn())?;
