@@ -188,6 +188,10 @@ pub fn remove(runtime_dir: &Path) -> Result<Option<String>, GatewayNsError> {
 /// `PROC_PID_INIT_INO` (`include/linux/proc_ns.h`): the inode of the machine's first PID namespace.
 const INIT_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
+/// `MNT_NS_INIT_INO` (Linux 6.18, `include/uapi/linux/nsfs.h`): the inode of the machine's first mount namespace. Older kernels give
+/// it any number.
+const INIT_MOUNT_NAMESPACE: u64 = 0xEFFF_FFF8;
+
 /// Whether a mount made by this process stays when the process is gone; else the reason why not.
 ///
 /// Two signs are looked at. In another PID namespace than the machine's first, this is a container. With another mount namespace
@@ -200,6 +204,7 @@ pub fn may_prepare() -> Result<(), String> {
         return Err("this process is in a PID namespace of its own, so probably in a container".to_owned());
     }
     match (inode("/proc/self/ns/mnt"), inode("/proc/1/ns/mnt")) {
+        (Ok(INIT_MOUNT_NAMESPACE), _) => Ok(()),
         (Ok(own), Ok(first)) if own == first => Ok(()),
         (Ok(_), Ok(_)) => Err("this process has another mount namespace than process 1, so it is probably sandboxed".to_owned()),
         (_, Err(error)) | (Err(error), _) => Err(format!("whether this process is sandboxed cannot be seen (/proc/1/ns/mnt: {error})")),

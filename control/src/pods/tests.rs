@@ -196,3 +196,24 @@ fn several_interfaces_of_one_pod_have_their_own_addresses_and_routes() {
     assert_eq!(inside.route_to("203.0.113.7".parse().unwrap()).unwrap().spec.device.as_deref(), Some("eth0"));
     assert_eq!(site.pods().of_netns(&pod_ns).count(), 2);
 }
+
+#[test]
+fn a_pods_requests_for_the_gateways_address_make_no_neighbours() {
+    let Some(mut site) = Site::new("arp") else { return };
+    let pod_ns = Netns::anonymous().unwrap();
+    let pod = site.pods().attach(&pod_ns, &spec(10)).unwrap();
+    // With its entry for the gateway gone the pod asks on the wire, from addresses that it does not own.
+    let inside = Netlink::open(&pod_ns).unwrap();
+    inside.delete_neighbour("eth0", POD_GATEWAY_V4.into()).unwrap();
+    for last in 100..120 {
+        inside.add_address(&AddressSpec::new("eth0", whole(IpAddr::from([10, 244, 1, last])))).unwrap();
+        let asked = pod_ns.run(|| {
+            let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::new(10, 244, 1, last), 0))?;
+            socket.send_to(b"x", (POD_GATEWAY_V4, 9))
+        });
+        asked.unwrap().unwrap();
+    }
+    let found = site.pods().netlink.neighbours().unwrap();
+    assert!(found.iter().all(|neighbour| neighbour.permanent), "{found:#?}");
+    assert_eq!(found.len(), pod.addresses.len());
+}
