@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use podgate_core::addr::protocol;
 use podgate_core::counters::Counters;
 use podgate_core::fib::{Pod, PodTable, PrefixMap};
-use podgate_core::service::ServiceTable;
+use podgate_core::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, ServiceTable, TrafficPolicy};
 use podgate_core::snapshot::{Generation, NodeTables, OutsideToPods, Peer, Snapshot};
 use podgate_core::verdict::{DropReason, WorkerId};
 use podgate_runtime::flow_file::FlowFile;
@@ -441,6 +442,44 @@ fn a_path_that_shrinks_is_reported_and_senders_are_told_of_the_new_mtu() {
     refused.connect(SocketAddr::new(two.pod(0, true), 9)).unwrap();
     wait("the pod's own kernel has learnt the MTU", || refused.send(&[0; 1350]).is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE)));
     assert!(sum(&first, |c| c.answers.value()) > 0);
+}
+
+#[test]
+fn a_node_ports_datagrams_in_fragments_reach_the_backend_and_a_port_that_is_taken_is_named() {
+    let Some((one, two)) = two_nodes() else { return };
+    let runtime = one.start(Some(&two), |_, _| {}).unwrap();
+    let (ours, taken) = (SocketAddr::new(one.underlay(), 30053), SocketAddr::new(one.underlay(), 30054));
+    let _holder = one.netns.run(|| UdpSocket::bind(taken).unwrap()).unwrap();
+    runtime.set_udp_ports(vec![ours, taken]);
+    wait("the port that is taken is named", || runtime.port_problems().len() == 1);
+    assert_eq!(runtime.port_problems()[0].what, format!("UDP {taken}"));
+    let server = one.pods[0].run(|| UdpSocket::bind((one.pod(0, true), 0)).unwrap()).unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let backends: Arc<[Backend]> =
+        Arc::new([Backend { addr: one.pod(0, true).into(), port: server.local_addr().unwrap().port(), place: Place::LocalPod }]);
+    let service = Arc::new(ServicePort {
+        id: 1,
+        name: "default/echo".into(),
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        cluster: Arc::clone(&backends),
+        local: backends,
+        affinity: None,
+        source_ranges: Vec::new(),
+    });
+    let mut next = Snapshot::clone(&one.snapshot(2, Some(&two)));
+    Arc::make_mut(&mut next.node).node_port_addresses = vec![one.underlay().into()];
+    let key = FrontendKey::new(ours.ip(), ours.port(), protocol::UDP);
+    next.services = next.services.with([(key, Some(Frontend { face: Face::NodePort, service }))]);
+    runtime.publish(Arc::new(next));
+    wait("the service", || runtime.generations() == [Generation(2); 2]);
+    let outside = two.netns.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    let sent = pattern(9000);
+    outside.send_to(&sent, ours).unwrap();
+    let mut buffer = vec![0; 65_536];
+    let (len, from) = server.recv_from(&mut buffer).unwrap();
+    assert!(buffer[..len] == sent);
+    assert_eq!(from.ip(), one.gateway_address(true), "a client from outside is masqueraded by the gateway's own address");
 }
 
 #[test]

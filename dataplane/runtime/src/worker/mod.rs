@@ -2,9 +2,9 @@
 //!
 //! It waits on its queue of each TUN, its overlay sockets and its inbox with [`mio::Poll`], edge-triggered: a source that became
 //! readable is read, one batch in each round, until it has nothing more; sources take turns, so none starves another. After its start a
-//! worker never allocates, locks, logs or awaits. What it shares is in [`shared`]; time is read by it and handed to the pipeline.
+//! worker never allocates, locks, logs or awaits. What it shares is in `shared.rs`; time is read by it and handed to the pipeline.
 //!
-//! A worker that panics is started again on the same descriptors, with fresh buffers, while the others go on: see [`run`].
+//! A worker that panics is started again on the same descriptors, with fresh buffers, while the others go on: see `run`.
 
 pub(crate) mod batch;
 pub mod features;
