@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use podgate_core::addr::Addr;
+use podgate_core::encap::overhead;
 use podgate_core::fib::{Pod, PodTable, PrefixMap, bounds, within};
 use podgate_core::flow::Timeouts;
 use podgate_core::service::Place;
@@ -103,11 +104,6 @@ impl From<&Config> for Settings {
 
 /// Ports of a gateway address that SNAT inside the cluster takes (design D1: routed by address, so the whole unprivileged range).
 const SNAT_PORTS: RangeInclusive<u16> = 1024..=65535;
-
-/// What the encapsulation adds to an inner packet: the outer IP header (RFC 791: 20 bytes, RFC 8200: 40), UDP (8) and VXLAN-GPE (8).
-const fn overhead(underlay: IpAddr) -> u32 {
-    if underlay.is_ipv4() { 20 + 8 + 8 } else { 40 + 8 + 8 }
-}
 
 /// The MTU of pods' interfaces: the largest inner packet that fits the underlay in whichever family a peer is reached.
 pub fn pod_mtu(underlay: &[IpAddr], underlay_mtu: u32) -> u32 {
