@@ -144,8 +144,7 @@ impl Client {
     /// Sends `request`, with `fds` beside it, and waits for the answer.
     pub fn call(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<serde_json::Value, CallError> {
         let broken = |source| CallError::Broken { socket: self.socket.clone(), source };
-        let mut stream =
-            UnixStream::connect(&self.socket).map_err(|source| CallError::Unreachable { socket: self.socket.clone(), source })?;
+        let mut stream = UnixStream::connect(&self.socket).map_err(|source| CallError::Unreachable { socket: self.socket.clone(), source })?;
         stream.set_read_timeout(Some(self.timeout)).map_err(broken)?;
         stream.set_write_timeout(Some(self.timeout)).map_err(broken)?;
         let mut line = serde_json::to_vec(request).expect("a request is always JSON");

@@ -2,20 +2,33 @@
 //! routes that bring packets to them.
 //!
 //! In the order in which a change passes: [`source`] watches the cluster's objects, [`model`] holds what of them matters, [`compile`]
-//! makes a snapshot of it for this node. [`config`] is read once at the start; [`ipam`] gives out pods' addresses; [`netlink`] speaks to
-//! the kernel.
+//! makes a snapshot of it for this node, [`daemon`] publishes it. [`pods`] attaches, with addresses from [`ipam`]; [`routing`] brings
+//! packets to the workers, by [`netlink`]; [`selftest`] proves that they come. [`api`] and [`cli`] are the operator's side.
+//!
+//! ```
+//! let text = "underlay: {address: 192.0.2.1}\nsource: {directory: /etc/podgate/cluster.d}\n";
+//! let host = podgate::config::HostFacts { name: "node-1".into(), ephemeral_ports: 32768..=60999 };
+//! let config = podgate::config::Config::parse("podgate.yaml".as_ref(), text, &host)?;
+//! assert_eq!(config.pod_cidrs[0].to_string(), "10.32.0.0/12");
+//! # Ok::<(), podgate::config::ConfigError>(())
+//! ```
 #![forbid(unsafe_code)]
 
-pub mod compile;
 pub mod config;
-pub mod demo;
-pub mod gateway_ns;
-pub mod host_state;
-pub mod guard_drops;
-pub mod ipam;
-pub mod lab;
-pub mod model;
-pub mod netlink;
-pub mod pods;
-pub mod routing;
 pub mod source;
+pub mod model;
+pub mod compile;
+pub mod daemon;
+pub mod pods;
+pub mod ipam;
+pub mod gateway_ns;
+pub mod routing;
+pub mod guard_drops;
+pub mod netlink;
+pub mod host_state;
+pub mod selftest;
+pub mod health;
+pub mod api;
+pub mod cli;
+pub mod lab;
+pub mod demo;

@@ -1,0 +1,725 @@
+//! The daemon: brings the node's gateway up, and keeps it as the cluster and the machine want it.
+//!
+//! One thread, no locks. [`run`] takes the stages in the order in which they depend on each other; from then on [`Daemon::refresh`] is
+//! called whenever anything changed (the cluster's objects, the machine's addresses, the pods), and compares desired with published
+//! state: it never trusts a delta.
+
+mod flows;
+mod machine;
+mod probe;
+mod views;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podgate_cni::{Attachment, Request, Response};
+use podgate_core::addr::{Addr, Tuple, protocol};
+use podgate_core::fib::Pod;
+use podgate_core::service::Face;
+use podgate_core::snapshot::Generation;
+use podgate_runtime::clock;
+use podgate_runtime::flow_file::FlowFile;
+use podgate_runtime::netns::Netns;
+use podgate_runtime::runtime::{Options, Runtime};
+use podgate_runtime::tun::Tun;
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::api;
+use crate::compile::{Compiled, LocalNode, Settings, compile, pod_mtu};
+use crate::config::{Attach, Config};
+use crate::gateway_ns;
+use crate::health::{self, Health};
+use crate::host_state::HostState;
+use crate::ipam::{Ipam, Owner};
+use crate::model::ClusterState;
+use crate::netlink::Netlink;
+use crate::pods::{AttachSpec, Attached, Detached, Pods};
+use crate::routing::{self, Event, Reconciler, RoutingPlan, Side};
+use crate::selftest::Check;
+use crate::source::{self, SourceStatus};
+use machine::Machine;
+
+/// How long workers may take to take note of a new generation before it is said that they are stuck.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often everything is compared again though nothing said that it changed.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The largest frame that pods hand over: one send of the overlay takes 65,507 bytes, replicated headers included (design D2).
+const GSO_MAX_SIZE: u32 = 62_000;
+
+/// Takes the lock of the runtime directory: whoever holds it may touch rules, routes, queues and sockets.
+pub fn lock(runtime_dir: &Path) -> anyhow::Result<nix::fcntl::Flock<std::fs::File>> {
+    use anyhow::Context;
+    std::fs::create_dir_all(runtime_dir)
+        .with_context(|| format!("{} cannot be made; `runtimeDir` in podgate.yaml names it", runtime_dir.display()))?;
+    let path = runtime_dir.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("{} cannot be opened for writing; are you root?", path.display()))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => anyhow::anyhow!(
+            "another podgate holds {}: stop it first, or give this one another `runtimeDir`, `stateDir` and `devices` in its podgate.yaml",
+            path.display()
+        ),
+        other => anyhow::anyhow!("{} cannot be locked: {other}", path.display()),
+    })
+}
+
+/// `podgate run`: returns after SIGTERM or SIGINT, with everything left in place.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, run_here(config))
+}
+
+async fn run_here(config: Config) -> anyhow::Result<()> {
+    if config.attach == Attach::Tun {
+        anyhow::bail!("`attach: tun` is not built yet: leave `attach` out, or say `attach: veth`");
+    }
+    let _lock = lock(&config.runtime_dir)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut source = source::start(&config.source).await?;
+
+    let node_netns = Netns::current()?;
+    let node_netlink = Netlink::open(&node_netns)?;
+    let machine = Machine::look(&node_netlink, &config)?;
+    for address in &machine.addresses {
+        config.accepts_node_address(Path::new("podgate.yaml"), *address)?;
+    }
+    let gateway = gateway_ns::open_or_prepare(&config.runtime_dir)?;
+    let gateway_netns = gateway.netns().try_clone()?;
+    let gateway_netlink = Netlink::open(&gateway_netns)?;
+
+    let cpus = machine::workers(config.workers.as_ref());
+    let pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir)?;
+    let mut host_state = HostState::load(&config.state_dir)?;
+
+    // Closed before anything is in it, then the devices, then what leads to them.
+    let devices = Devices { node_netns, node_netlink, gateway_netns, gateway_netlink };
+    let tuns = devices.open(&config, cpus.len() as u16)?;
+    let token = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+    let local = Arc::new(local_node(&config, &machine, &pods, token, cpus.len() as u16));
+    let cluster = source.state.borrow_and_update().clone();
+    let compiled = compile(&Compiled::empty(&local), &cluster, &local);
+    let (flow_file, opened) = FlowFile::open(config.runtime_dir.join("flows"), config.flows.capacity as usize)?;
+    tracing::info!(?opened, "flow table");
+    let health = Arc::new(Health::default());
+    health::serve(config.health, &machine.addresses, health.clone()).await?;
+    let listener = api::bind(&config.socket())?;
+
+    let (ipam, recovered) = Ipam::open(&config.state_dir, &compiled.snapshot.node.node_pod_cidrs)?;
+    for what in recovered {
+        tracing::warn!("{what}");
+    }
+    devices.settle_node(&config, &machine, &mut host_state)?;
+    let mut inner = Inner {
+        machine,
+        local,
+        cluster,
+        compiled,
+        pods,
+        ipam,
+        host_state,
+        source_status: source.status.borrow_and_update().clone(),
+        checks: Vec::new(),
+        problems: BTreeSet::new(),
+        warned: BTreeSet::new(),
+    };
+    let (plan, reconciler) = devices.reconcile(&config, &mut inner)?;
+    let dataplane = start_dataplane(&config, &inner.machine, &devices, tuns, &cpus, flow_file, &inner.compiled)?;
+    let daemon = Rc::new(Daemon {
+        changed: Notify::new(),
+        ready: Cell::new(false),
+        started: Instant::now(),
+        token,
+        cpus,
+        devices,
+        health,
+        inner: RefCell::new(inner),
+        plan,
+        dataplane: RefCell::new(Some(Arc::new(dataplane))),
+        config,
+    });
+    daemon.log_changes();
+    daemon.follow_source();
+    daemon.serve_udp_ports();
+    tokio::task::spawn_local(api::serve(listener, daemon.clone()));
+    tokio::task::spawn_local(probe::run(daemon.clone()));
+    tokio::task::spawn_local(watch_kernel(daemon.clone(), reconciler));
+    tracing::info!(node = %daemon.config.node, socket = %daemon.config.socket().display(), "running");
+
+    let mut audit = tokio::time::interval(AUDIT_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            changed = source.state.changed() => changed?,
+            changed = source.status.changed() => changed?,
+            () = daemon.changed.notified() => {}
+            _ = audit.tick() => {}
+        }
+        {
+            let inner = &mut *daemon.inner.borrow_mut();
+            inner.cluster = source.state.borrow_and_update().clone();
+            inner.source_status = source.status.borrow_and_update().clone();
+        }
+        daemon.refresh().await;
+    }
+    tracing::info!("stopping; devices, rules, pods and flows stay for a successor (`podgate cleanup` removes them)");
+    daemon.dataplane.borrow_mut().take();
+    let _ = std::fs::remove_file(daemon.config.socket());
+    Ok(())
+}
+
+/// The kernel's side of the gateway.
+struct Devices {
+    node_netns: Netns,
+    node_netlink: Netlink,
+    gateway_netns: Netns,
+    gateway_netlink: Netlink,
+}
+
+impl Devices {
+    /// Opens both TUNs with a queue for each worker, and sets them up.
+    fn open(&self, config: &Config, queues: u16) -> anyhow::Result<(Tun, Tun)> {
+        routing::devices::prepare_gateway(&self.gateway_netns, &self.gateway_netlink)?;
+        let pods = Tun::open(&config.devices.pods, queues, &self.gateway_netns)?;
+        routing::devices::settle_pods_device(&self.gateway_netns, &self.gateway_netlink, &config.devices.pods)?;
+        let host = Tun::open(&config.devices.host, queues, &self.node_netns)?;
+        routing::devices::settle_host_device(&self.node_netns, &self.node_netlink, &config.devices.host)?;
+        Ok((pods, host))
+    }
+
+    /// Sets up rules and routes for the first time, so that what cannot be is told at the start, and gives back what keeps them so.
+    fn reconcile(&self, config: &Config, inner: &mut Inner) -> anyhow::Result<(watch::Sender<RoutingPlan>, Reconciler)> {
+        let plan = routing_plan(config, inner);
+        let spared = inner.host_state.spare_found_rules(&self.node_netlink, &routing::desired(&plan, Side::Node))?;
+        let mut reconciler = Reconciler::new(&self.node_netns, &self.gateway_netns, &plan, spared)?;
+        for side in [Side::Gateway, Side::Node] {
+            let applied = reconciler.apply(side, &plan)?;
+            for failed in &applied.changes.failed {
+                tracing::error!(%side, "{failed}");
+            }
+        }
+        Ok((watch::Sender::new(plan), reconciler))
+    }
+
+    fn settle_node(&self, config: &Config, machine: &Machine, state: &mut HostState) -> anyhow::Result<()> {
+        let ipv6 =
+            if config.pod_cidrs.iter().any(|cidr| cidr.is_ipv6()) { routing::devices::Ipv6Use::InUse } else { routing::devices::Ipv6Use::Unused };
+        routing::devices::settle_node(&self.node_netns, state, &machine.uplinks, ipv6)?;
+        let mut ports = vec![config.node_ports.clone()];
+        ports.extend(config.masquerade.iter().flatten().cloned());
+        routing::devices::reserve_ports(&self.node_netns, state, &ports)?;
+        Ok(())
+    }
+}
+
+fn start_dataplane(
+    config: &Config,
+    machine: &Machine,
+    devices: &Devices,
+    (pods, host): (Tun, Tun),
+    cpus: &[Option<usize>],
+    flows: FlowFile,
+    compiled: &Compiled,
+) -> anyhow::Result<Runtime> {
+    let node = config.node.clone();
+    Ok(Runtime::start(Options {
+        workers: cpus.to_vec(),
+        pods,
+        pods_netns: devices.gateway_netns.try_clone()?,
+        host,
+        underlay: machine.underlay.clone(),
+        overlay_port: config.overlay.port,
+        flows,
+        snapshot: Arc::new(compiled.snapshot.clone()),
+        status_page: Arc::new(move || format!("podgate {} on node {node}: forwarding\n", env!("CARGO_PKG_VERSION"))),
+    })?)
+}
+
+fn local_node(config: &Config, machine: &Machine, pods: &Pods, token: u64, workers: u16) -> LocalNode {
+    LocalNode {
+        name: config.node.as_str().into(),
+        settings: Settings::from(config),
+        addresses: machine.addresses.clone(),
+        underlay: machine.underlay.clone(),
+        underlay_mtu: machine.underlay_mtu,
+        outside_mtu: machine.underlay_mtu,
+        masquerade_sources: machine.primary(),
+        pods: pods.list().flat_map(|pod| pod.addresses.iter().map(|ip| (*ip, Pod { mtu: pod.mtu }))).collect(),
+        probe_token: token,
+        workers,
+    }
+}
+
+/// The running daemon.
+pub(crate) struct Daemon {
+    config: Config,
+    token: u64,
+    cpus: Vec<Option<usize>>,
+    devices: Devices,
+    health: Arc<Health>,
+    started: Instant,
+    ready: Cell<bool>,
+    /// Something changed that `refresh` is to look at.
+    changed: Notify,
+    /// The reconciler's plan.
+    plan: watch::Sender<RoutingPlan>,
+    inner: RefCell<Inner>,
+    /// `None` only while it is being replaced.
+    dataplane: RefCell<Option<Arc<Runtime>>>,
+}
+
+struct Inner {
+    machine: Machine,
+    local: Arc<LocalNode>,
+    cluster: Arc<ClusterState>,
+    compiled: Compiled,
+    pods: Pods,
+    ipam: Ipam,
+    host_state: HostState,
+    source_status: SourceStatus,
+    checks: Vec<Check>,
+    /// What is wrong and does not come from the self-test.
+    problems: BTreeSet<String>,
+    /// Warnings that have been logged.
+    warned: BTreeSet<String>,
+}
+
+impl Daemon {
+    fn dataplane(&self) -> Result<Arc<Runtime>, Response> {
+        self.dataplane.borrow().clone().ok_or_else(|| error(11, "the dataplane is being restarted; try again".into()))
+    }
+
+    /// Compiles what there is, publishes it if it differs, and brings rules, routes and sockets in step.
+    async fn refresh(&self) {
+        let before = {
+            let mut inner = self.inner.borrow_mut();
+            self.look_at_machine(&mut inner);
+            let inner = &mut *inner;
+            inner.local = Arc::new(local_node(&self.config, &inner.machine, &inner.pods, self.token, self.cpus.len() as u16));
+            let before = inner.compiled.snapshot.generation;
+            inner.compiled = compile(&inner.compiled, &inner.cluster, &inner.local);
+            before
+        };
+        self.log_changes();
+        self.route();
+        let generation = self.inner.borrow().compiled.snapshot.generation;
+        if generation != before {
+            self.publish(generation).await;
+        }
+        self.follow_source();
+    }
+
+    fn look_at_machine(&self, inner: &mut Inner) {
+        match Machine::look(&self.devices.node_netlink, &self.config) {
+            Ok(machine) => {
+                if machine != inner.machine {
+                    tracing::info!(?machine, "this node's addresses changed");
+                    inner.machine = machine;
+                    if let Err(error) = self.devices.settle_node(&self.config, &inner.machine, &mut inner.host_state) {
+                        tracing::error!(%error, "uplinks");
+                    }
+                }
+                inner.problems.retain(|problem| !problem.starts_with("underlay"));
+            }
+            // What was known stays in force: an address that is being moved comes back.
+            Err(error) => {
+                inner.problems.insert(format!("underlay: {error}"));
+            }
+        }
+    }
+
+    /// Publishes the compiled snapshot, waits for the workers to use it, and ends what must not go on.
+    async fn publish(&self, generation: Generation) {
+        let Ok(dataplane) = self.dataplane() else { return };
+        let snapshot = Arc::new(self.inner.borrow().compiled.snapshot.clone());
+        let previous = dataplane.snapshot();
+        dataplane.publish(snapshot.clone());
+        let start = Instant::now();
+        while dataplane.generations().iter().any(|seen| *seen < generation) {
+            if start.elapsed() > PUBLISH_TIMEOUT {
+                tracing::error!(?generation, "a worker does not take note of the new tables");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Only now: a worker with the old tables could open such a flow again.
+        let ended = flows::end_stale(dataplane.flows(), &previous, &snapshot);
+        if ended > 0 {
+            tracing::info!(ended, "flows to endpoints, pods or addresses that are gone");
+        }
+        dataplane.set_udp_ports(udp_ports(&snapshot));
+    }
+
+    fn log_changes(&self) {
+        let inner = &mut *self.inner.borrow_mut();
+        for change in &inner.compiled.changes {
+            tracing::info!("{change}");
+        }
+        let warnings: BTreeSet<String> = inner.compiled.warnings.iter().map(ToString::to_string).collect();
+        for warning in warnings.difference(&inner.warned) {
+            tracing::warn!("{warning}");
+        }
+        inner.warned = warnings;
+    }
+
+    /// Tells the reconciler what rules and routes there are to be.
+    fn route(&self) {
+        let plan = routing_plan(&self.config, &self.inner.borrow());
+        self.plan.send_if_modified(|known| {
+            let differs = *known != plan;
+            *known = plan;
+            differs
+        });
+    }
+
+    /// Sockets for UDP node ports.
+    fn serve_udp_ports(&self) {
+        if let Ok(dataplane) = self.dataplane() {
+            dataplane.set_udp_ports(udp_ports(&dataplane.snapshot()));
+        }
+    }
+
+    /// Opens lost TUNs again and starts the workers anew; flows are in their file. Rules and routes come back by the reconciler.
+    async fn replace_dataplane(&self) -> anyhow::Result<()> {
+        let old = self.dataplane.borrow_mut().take();
+        // A self-test may hold it for another second.
+        while old.as_ref().is_some_and(|old| Arc::strong_count(old) > 1) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(old);
+        let tuns = self.devices.open(&self.config, self.cpus.len() as u16)?;
+        let (flows, _) = FlowFile::open(self.config.runtime_dir.join("flows"), self.config.flows.capacity as usize)?;
+        let dataplane = {
+            let inner = self.inner.borrow();
+            start_dataplane(&self.config, &inner.machine, &self.devices, tuns, &self.cpus, flows, &inner.compiled)?
+        };
+        *self.dataplane.borrow_mut() = Some(Arc::new(dataplane));
+        self.serve_udp_ports();
+        Ok(())
+    }
+
+    /// Address pools follow this node's pod ranges.
+    fn follow_source(&self) {
+        let inner = &mut *self.inner.borrow_mut();
+        let cidrs = inner.compiled.snapshot.node.node_pod_cidrs.clone();
+        inner.problems.retain(|problem| !problem.starts_with("addresses"));
+        if cidrs.is_empty() {
+            let name = &self.config.node;
+            inner.problems.insert(format!(
+                "addresses: this node has no pod range yet; the source needs a Node {name} with spec.podCIDRs inside {}",
+                self.config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            ));
+        } else if let Err(error) = inner.ipam.set_ranges(&cidrs) {
+            inner.problems.insert(format!("addresses: {error}"));
+        }
+        inner.problems.retain(|problem| !problem.starts_with("source"));
+        let errors: Vec<String> = inner.source_status.errors.iter().map(|error| format!("source: {error}")).collect();
+        inner.problems.extend(errors);
+    }
+
+    /// Takes note of what the self-test found.
+    fn note_checks(&self, checks: Vec<Check>) {
+        let vital = checks.iter().filter(|check| check.vital).all(|check| check.ok);
+        let ready = vital && !checks.is_empty() && self.inner.borrow().source_status.connected;
+        for check in &checks {
+            let known = self.inner.borrow().checks.iter().find(|old| old.name == check.name).map(|old| old.ok);
+            match (known, check.ok) {
+                (Some(true) | None, false) => tracing::error!("self-test {}: {}", check.name, check.detail),
+                (Some(false), true) => tracing::info!("self-test {}: passes again", check.name),
+                _ => {}
+            }
+        }
+        if ready != self.ready.replace(ready) {
+            tracing::info!(ready, "readiness");
+        }
+        self.health.set_ready(ready);
+        self.inner.borrow_mut().checks = checks;
+    }
+
+    fn status(&self) -> Result<Value, Response> {
+        let dataplane = self.dataplane()?;
+        let inner = self.inner.borrow();
+        let features = dataplane.features();
+        let snapshot = dataplane.snapshot();
+        let mut problems: Vec<String> = inner.problems.iter().cloned().collect();
+        problems.extend(inner.checks.iter().filter(|check| !check.ok).map(|check| format!("{}: {}", check.name, check.detail)));
+        problems.extend(inner.warned.iter().cloned());
+        problems.extend(dataplane.port_problems().into_iter().map(|problem| format!("{}: {}", problem.what, problem.why)));
+        let workers = dataplane.workers();
+        for (number, worker) in workers.iter().enumerate().filter(|(_, worker)| !worker.alive) {
+            problems.push(format!("worker {number} is down after {} restarts; see the log", worker.restarts));
+        }
+        let gateways: Vec<String> = [snapshot.node.gateway_v4, snapshot.node.gateway_v6].iter().flatten().map(Addr::to_string).collect();
+        Ok(json!({
+            "schemaVersion": views::SCHEMA_VERSION,
+            "version": env!("CARGO_PKG_VERSION"),
+            "node": self.config.node,
+            "ready": self.ready.get(),
+            "generation": snapshot.generation.0,
+            "workers": workers.len(),
+            "source": {
+                "kind": inner.source_status.kind,
+                "connected": inner.source_status.connected,
+                "errors": inner.source_status.errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            },
+            "attachMode": "veth",
+            "offloads": {
+                "tso": features.tso.on, "uso": features.uso.on, "udpSegment": features.udp_gso.on, "udpGro": features.udp_gro.on,
+            },
+            "addresses": inner.machine.addresses,
+            "gateway": gateways,
+            "podMtu": self.pod_mtu(&inner.machine),
+            "pods": inner.pods.list().count().saturating_sub(inner.pods.find(probe::ID).map_or(0, |_| 1)),
+            "services": inner.compiled.services().len(),
+            "peers": snapshot.peers.len(),
+            "flows": dataplane.flows().len(),
+            "flowCapacity": dataplane.flows().capacity(),
+            "uptimeSeconds": self.started.elapsed().as_secs(),
+            "checks": inner.checks,
+            "problems": problems,
+        }))
+    }
+
+    fn pod_mtu(&self, machine: &Machine) -> u32 {
+        pod_mtu(&machine.underlay, machine.underlay_mtu)
+    }
+
+    /// Attaches a namespace: address, tables, veth, in that order, so that its first packet meets the right tables.
+    async fn attach(&self, attachment: &Attachment, netns: OwnedFd) -> Result<Value, Response> {
+        let netns = Netns::from_fd(netns).map_err(|e| error(4, format!("what came with the request is no network namespace: {e}")))?;
+        let id = id_of(attachment);
+        if self.inner.borrow().pods.find(&id).is_some() {
+            return Err(error(4, format!("{} of {} is attached already; detach it first", attachment.ifname, attachment.sandbox)));
+        }
+        if self.inner.borrow().compiled.snapshot.node.node_pod_cidrs.is_empty() {
+            return Err(error(11, "this node has no pod range yet; `podgate status` says what is missing".into()));
+        }
+        let owner = owner_of(attachment);
+        let lease = self.inner.borrow_mut().ipam.allocate(&owner).map_err(|e| error(11, e.to_string()))?;
+        match self.plug(&id, attachment.name.as_deref().unwrap_or("-"), &attachment.ifname, lease.addresses.clone(), &netns).await {
+            Ok(attached) => {
+                tracing::info!(pod = %attached.name, addresses = ?attached.addresses, veth = %attached.veth, "attached");
+                Ok(self.cni_result(attachment, &attached))
+            }
+            Err(e) => {
+                if let Err(e) = self.inner.borrow_mut().ipam.release(&owner) {
+                    tracing::error!(error = %e, "the address of a failed attachment could not be released");
+                }
+                Err(error(100, e.to_string()))
+            }
+        }
+    }
+
+    /// Makes the pod known to the workers, then to the kernel.
+    async fn plug(&self, id: &str, name: &str, ifname: &str, addresses: Vec<IpAddr>, netns: &Netns) -> anyhow::Result<Attached> {
+        let spec = {
+            let inner = self.inner.borrow();
+            AttachSpec {
+                id: id.to_owned(),
+                name: name.to_owned(),
+                ifname: ifname.to_owned(),
+                addresses,
+                mac: None,
+                mtu: self.pod_mtu(&inner.machine),
+                gso_max_size: GSO_MAX_SIZE,
+                routes: Vec::new(),
+            }
+        };
+        let attached = self.inner.borrow_mut().pods.attach(netns, &spec)?;
+        // At once: the reconciler takes rules that it does not know for leftovers.
+        self.route();
+        self.refresh().await;
+        Ok(attached)
+    }
+
+    async fn detach(&self, attachment: &Attachment) -> Result<Value, Response> {
+        let detached = self.inner.borrow_mut().pods.detach(&id_of(attachment)).map_err(|e| error(100, e.to_string()))?;
+        // Its flows end with the publication, before its address can be given to anybody else.
+        self.refresh().await;
+        {
+            let ipam = &mut self.inner.borrow_mut().ipam;
+            // The caller need not know the pod's name any more.
+            let owner = ipam.leases().map(|lease| &lease.owner).find(|o| o.netns == attachment.sandbox && o.ifname == attachment.ifname).cloned();
+            if let Some(owner) = owner {
+                ipam.release(&owner).map_err(|e| error(100, e.to_string()))?;
+            }
+        }
+        if let Detached::Gone(pod) = detached {
+            tracing::info!(pod = %pod.name, addresses = ?pod.addresses, "detached");
+        }
+        Ok(json!({}))
+    }
+
+    /// The result of a CNI ADD, version 1.0.0 (CNI SPEC.md, "Success").
+    fn cni_result(&self, attachment: &Attachment, attached: &Attached) -> Value {
+        let ips = attached.addresses.iter().map(|ip| {
+            let gateway = self.inner.borrow().compiled.snapshot.node.gateway_for(Addr::from(*ip)).map(|g| g.to_string());
+            json!({"address": routing::whole(*ip).to_string(), "gateway": gateway, "interface": 1})
+        });
+        let routes = attached.addresses.iter().map(|ip| json!({"dst": if ip.is_ipv4() { "0.0.0.0/0" } else { "::/0" }}));
+        json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [
+                {"name": attached.veth, "mac": attached.gateway_mac.to_string(), "sandbox": self.config.netns()},
+                {"name": attached.ifname, "mac": attached.pod_mac.to_string(), "sandbox": attachment.sandbox},
+            ],
+            "ips": ips.collect::<Vec<_>>(),
+            "routes": routes.collect::<Vec<_>>(),
+            "dns": {},
+        })
+    }
+
+    fn show(&self, table: &str) -> Result<Value, Response> {
+        let dataplane = self.dataplane()?;
+        Ok(match table {
+            "status" => self.status()?,
+            "services" => views::services(&self.inner.borrow().compiled),
+            "backends" => views::backends(&self.inner.borrow().compiled),
+            "flows" => views::flows(dataplane.flows(), clock::Instant::read().now(), &dataplane.snapshot()),
+            "peers" => views::peers(&self.inner.borrow().compiled),
+            "ipam" => views::ipam(&self.inner.borrow().ipam.list()),
+            "workers" => views::workers(&dataplane),
+            "drops" => views::drops(&dataplane),
+            "routes" => views::routes(&dataplane.snapshot()),
+            other => return Err(error(4, format!("there is no table {other:?}"))),
+        })
+    }
+}
+
+impl api::Handler for Daemon {
+    async fn handle(&self, request: Request, mut fds: Vec<OwnedFd>) -> Response {
+        let answer = match request {
+            Request::Show { table } => self.show(&table),
+            Request::Trace { from, from_port, to, to_port, protocol } => self.dataplane().and_then(|dataplane| {
+                let number = match (protocol.as_str(), to.is_ipv4()) {
+                    ("tcp", _) => protocol::TCP,
+                    ("udp", _) => protocol::UDP,
+                    ("icmp", true) => protocol::ICMP,
+                    ("icmp", false) => protocol::ICMPV6,
+                    (other, _) => return Err(error(4, format!("protocol {other:?} is not known; tcp, udp or icmp"))),
+                };
+                if from.is_ipv4() != to.is_ipv4() {
+                    return Err(error(4, format!("{from} and {to} are of different families")));
+                }
+                let tuple = Tuple { src: from.into(), dst: to.into(), src_port: from_port, dst_port: to_port, protocol: number };
+                Ok(views::steps(&dataplane.snapshot(), &dataplane.flows(), tuple))
+            }),
+            Request::Attach(attachment) => match fds.pop() {
+                Some(netns) => self.attach(&attachment, netns).await,
+                None => Err(error(4, "no network namespace came with the request".into())),
+            },
+            Request::Detach(attachment) => self.detach(&attachment).await,
+        };
+        answer.map_or_else(|refusal| refusal, Response::Ok)
+    }
+}
+
+/// Keeps rules, routes and devices as they are to be, and takes note of what others change.
+async fn watch_kernel(daemon: Rc<Daemon>, reconciler: Reconciler) {
+    let (events, mut received) = mpsc::channel(64);
+    let plan = daemon.plan.subscribe();
+    tokio::task::spawn_local(async move {
+        if let Err(error) = reconciler.run(plan, events).await {
+            tracing::error!(%error, "rules and routes are no longer kept: restart the daemon");
+        }
+    });
+    while let Some(event) = received.recv().await {
+        match event {
+            Event::Changed(side, changes) => {
+                for what in &changes.added {
+                    tracing::info!(%side, "put {what}");
+                }
+                for what in &changes.removed {
+                    tracing::info!(%side, "took away {what}");
+                }
+                let prefix = format!("routing on {side}");
+                let problems = &mut daemon.inner.borrow_mut().problems;
+                problems.retain(|problem| !problem.starts_with(&prefix));
+                problems.extend(changes.failed.iter().map(|failed| format!("{prefix}: {failed}")));
+            }
+            Event::DeviceLost(side) => {
+                tracing::error!(%side, "the TUN is gone; opening it again");
+                while let Err(error) = daemon.replace_dataplane().await {
+                    tracing::error!(%error, "the dataplane");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                daemon.plan.send_modify(|_| {});
+            }
+            Event::DeviceBack(side) => tracing::info!(%side, "the TUN is back"),
+            Event::NodeAddresses(_) => daemon.changed.notify_one(),
+            Event::Failed(side, error) => tracing::error!(%side, %error, "rules and routes"),
+        }
+    }
+}
+
+fn error(code: u32, message: String) -> Response {
+    Response::Error { code, message }
+}
+
+fn id_of(attachment: &Attachment) -> String {
+    format!("{}/{}", attachment.sandbox, attachment.ifname)
+}
+
+fn owner_of(attachment: &Attachment) -> Owner {
+    let name = attachment.name.as_deref().unwrap_or("-");
+    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    Owner { namespace: namespace.into(), name: name.into(), netns: attachment.sandbox.clone(), ifname: attachment.ifname.clone() }
+}
+
+/// Sockets for UDP node ports: they bring datagrams that came in fragments, which no port rule matches.
+fn udp_ports(snapshot: &podgate_core::snapshot::Snapshot) -> Vec<SocketAddr> {
+    let node_ports = snapshot.services.iter().filter(|(key, frontend)| frontend.face == Face::NodePort && key.protocol == protocol::UDP);
+    node_ports.map(|(key, _)| SocketAddr::new(key.addr.ip(), key.port)).collect()
+}
+
+fn routing_plan(config: &Config, inner: &Inner) -> RoutingPlan {
+    let node = &inner.compiled.snapshot.node;
+    let mtu = pod_mtu(&inner.machine.underlay, inner.machine.underlay_mtu);
+    let ip = |addr: &Addr| addr.ip();
+    let mut node_addresses: BTreeSet<IpAddr> = node.node_port_addresses.iter().map(ip).collect();
+    node_addresses.extend(inner.machine.primary());
+    let vips: BTreeSet<IpAddr> = inner
+        .compiled
+        .snapshot
+        .services
+        .iter()
+        .filter(|(key, frontend)| {
+            let elsewhere =
+                !podgate_core::fib::within(&node.service_cidrs, key.addr) && !podgate_core::fib::within(&node.cluster_pod_cidrs, key.addr);
+            frontend.face != Face::NodePort && elsewhere && !node.owns(key.addr)
+        })
+        .map(|(key, _)| key.addr.ip())
+        .collect();
+    RoutingPlan {
+        pods_device: config.devices.pods.clone(),
+        host_device: config.devices.host.clone(),
+        node_addresses: node_addresses.into_iter().collect(),
+        node_port_addresses: node.node_port_addresses.iter().map(ip).collect(),
+        sources: inner.machine.primary(),
+        pod_cidrs: config.pod_cidrs.clone(),
+        service_cidrs: config.service_cidrs.clone(),
+        vips: vips.into_iter().collect(),
+        node_ports: config.node_ports.clone(),
+        masquerade: config.masquerade.clone().unwrap_or_default(),
+        host_ports: Vec::new(),
+        pod_mtu: mtu,
+        host_mtu: mtu,
+        pods: inner.pods.list().map(Attached::route).collect(),
+    }
+}
