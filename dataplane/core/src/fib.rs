@@ -1,11 +1,11 @@
 //! Where an address is: a pod of this node, a peer, or neither.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
 use crate::addr::Addr;
+use crate::fold::FoldMap;
 
 /// A map from prefixes to values with longest-prefix match, flattened to sorted disjoint ranges: a lookup is one binary search.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ pub struct Pod {
 /// The pods of this node, by address.
 #[derive(Clone, Debug, Default)]
 pub struct PodTable {
-    pods: Arc<HashMap<Addr, Pod>>,
+    pods: Arc<FoldMap<Addr, Pod>>,
 }
 
 impl PodTable {

@@ -20,6 +20,7 @@ pub mod decide;
 pub mod flow;
 pub mod service;
 pub mod fib;
+mod fold;
 pub mod nat;
 pub mod icmp;
 pub mod verdict;

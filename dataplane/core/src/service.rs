@@ -2,12 +2,12 @@
 //!
 //! The table is cut into shards that successive snapshots share: a change copies one shard and the array of pointers to shards.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::Addr;
+use crate::fold::FoldMap;
 
 /// What a client dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,19 +109,19 @@ impl FrontendKey {
 /// little beside the 8 KiB of pointers.
 const SHARDS: usize = 1024;
 
-type Shard = HashMap<FrontendKey, Frontend>;
+type Shard = FoldMap<FrontendKey, Frontend>;
 
 /// Every frontend of the cluster. Cloning it costs one reference count.
 #[derive(Clone, Debug)]
 pub struct ServiceTable {
     shards: Arc<[Arc<Shard>]>,
     /// Addresses that are a VIP of some service (cluster IP, load balancer, external IP) with the number of frontends on them.
-    vips: Arc<[Arc<HashMap<Addr, u32>>]>,
+    vips: Arc<[Arc<FoldMap<Addr, u32>>]>,
 }
 
 impl Default for ServiceTable {
     fn default() -> ServiceTable {
-        let (shard, vips) = (Arc::new(Shard::new()), Arc::new(HashMap::new()));
+        let (shard, vips) = (Arc::new(Shard::default()), Arc::new(FoldMap::default()));
         ServiceTable { shards: vec![shard; SHARDS].into(), vips: vec![vips; SHARDS].into() }
     }
 }
@@ -175,7 +175,7 @@ impl ServiceTable {
             if was == now {
                 continue;
             }
-            let vips: &mut Vec<Arc<HashMap<Addr, u32>>> = vips.get_or_insert_with(|| self.vips.to_vec());
+            let vips: &mut Vec<Arc<FoldMap<Addr, u32>>> = vips.get_or_insert_with(|| self.vips.to_vec());
             let vips = Arc::make_mut(&mut vips[mix(key.addr.0)]);
             let count = vips.entry(key.addr).or_insert(0);
             if now {
