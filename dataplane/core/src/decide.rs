@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use crate::addr::{Addr, Tuple, protocol};
 use crate::admit::Sender;
 use crate::fib::within;
-use crate::flow::{Direction, Flow, FlowTable, Kind, Opener};
+use crate::flow::{Direction, Flow, FlowTable, Hash, Kind, Opener};
 use crate::nat;
 use crate::packet::{Ingress, Packet};
 use crate::parse::{Parsed, Transport};
@@ -90,13 +90,12 @@ pub enum Source {
     Masquerade(Addr),
 }
 
-/// Decides. `sender` comes from `admit`; the packet is not a fragment's tail.
-pub fn decide(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, parsed: &Parsed, sender: Sender) -> Decision {
+/// Decides. `hash` is that of the packet's tuple; `sender` comes from `admit`; the packet is not a fragment's tail.
+pub fn decide(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, parsed: &Parsed, hash: Hash, sender: Sender) -> Decision {
     if let Transport::IcmpError { .. } = parsed.transport_kind {
         return quoting(snapshot, flows, packet, parsed, sender);
     }
-    let tuple = &parsed.tuple;
-    match flows.lookup(tuple) {
+    match flows.lookup_hashed(&parsed.tuple, hash) {
         Some(flow) if !starts_anew(snapshot, flows, &flow, parsed) => Decision::Known(flow),
         _ => first(snapshot, packet, parsed, sender),
     }

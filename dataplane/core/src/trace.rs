@@ -52,7 +52,7 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
             Sender::Peer(peer) => format!("the source belongs to peer {}", snapshot.peers[peer.0 as usize].name),
         },
     );
-    let decision = decide::decide(snapshot, flows, &packet, &parsed, sender);
+    let decision = decide::decide(snapshot, flows, &packet, &parsed, flows.hash(&parsed.tuple), sender);
     match decision {
         Decision::Known(flow) => {
             let way = if flow.direction == Direction::Original { "as its opener" } else { "as a reply" };
