@@ -49,7 +49,7 @@ fn map(out: &mut String, report: &Report, lab: &Lab) -> std::fmt::Result {
         let name = format!("{}:{SERVICE_PORT}", service.name);
         writeln!(
             out,
-            "  service {name:<12} {:<12} {:<10} node port {}  → {}",
+            "  service {name:<12} {:<12} {:<12} node port {}  → {}",
             service.vips.v4,
             service.vips.v6,
             service.node_port,

@@ -1,7 +1,8 @@
 //! Every path a packet can take through the cluster, who must answer on it, and whom the answering server must see.
 //!
 //! The rules for the client's address are those of the Kubernetes service proxies, with SNAT inside the cluster by a gateway's own
-//! address: see [`Lab::paths`], which is a table.
+//! address: what comes from outside (another node is outside) or from a pod to a node port is seen as the dialled node's gateway; a node
+//! that dials its own node port is seen as itself, unless the answer would then go past the gateway. See [`Lab::paths`], which is a table.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -142,7 +143,7 @@ impl Lab {
             row(NODE_PORT, "outside to node port, backend on that node", "outside", node(1), one_pod.node_port, "a1", gateway(1), Node),
             row(NODE_PORT, "outside to node port, backend a process there", "outside", node(1), one_host.node_port, "node-1", gateway(1), Node),
             row(NODE_PORT, "outside to node port, policy Local", "outside", node(1), local.node_port, "a1", outside, Node),
-            row(NODE_PORT, "node to its own node port, backend its pod", "node-1", node(1), one_pod.node_port, "a1", gateway(1), Node),
+            row(NODE_PORT, "node to its own node port, backend its pod", "node-1", node(1), one_pod.node_port, "a1", node(1), Node),
             row(
                 NODE_PORT,
                 "node to its own node port, backend a process on itself",
@@ -178,7 +179,7 @@ impl Lab {
                     gateway(2),
                     Node,
                 ),
-                row(NODE_PORT, "node to its own node port, backend on another node", "node-2", node(2), one_pod.node_port, "a1", gateway(2), Node),
+                row(NODE_PORT, "node to its own node port, backend on another node", "node-2", node(2), one_pod.node_port, "a1", node(2), Node),
                 row(NODE_PORT, "node to another node's node port", "node-2", node(1), one_pod.node_port, "a1", gateway(1), Node),
                 row(NODE_PORT, "pod to its node's node port, backend on another node", "a2", node(2), one_pod.node_port, "a1", gateway(2), Node),
                 row(NODE_PORT, "pod to another node's node port, backend there", "a2", node(1), one_pod.node_port, "a1", gateway(1), Node),
@@ -289,7 +290,9 @@ impl Lab {
         let mut work = Vec::new();
         for path in paths {
             for family in Family::BOTH {
-                work.extend(probes.iter().map(|probe| (path, family, *probe)));
+                // A gateway answers an echo to a VIP from the packet at hand: it does not put fragments together for that.
+                let probes = probes.iter().filter(|probe| path.echo != EchoBy::Gateway || **probe != Probe::IcmpFragments);
+                work.extend(probes.map(|probe| (path, family, *probe)));
             }
         }
         run_all(work, progress, |(path, family, probe)| self.check_path(path, family, probe))

@@ -141,6 +141,7 @@ impl Builder {
         for node in &lab.nodes {
             node.configure(&lab.settings, &Lab::ranges())?;
             lab.write_nodes(node)?;
+            node.prepare()?;
             node.launch(&lab.settings)?;
         }
         for node in &lab.nodes {

@@ -32,19 +32,20 @@ pub struct Node {
 /// What a node's configuration says beyond the addresses.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
-    /// How many workers; `None` leaves it to the daemon.
+    /// How many workers; `None` leaves it to the daemon. Two, unless `PODGATE_WORKERS` in the environment says otherwise.
     pub workers: Option<u16>,
     /// `veth` or `tun`.
     pub attach: String,
     /// Further lines of YAML.
     pub extra: String,
-    /// The filter of the daemon's log (`RUST_LOG`).
+    /// The filter of the daemon's log (`PODGATE_LOG`).
     pub log: String,
 }
 
 impl Default for NodeSettings {
     fn default() -> NodeSettings {
-        NodeSettings { workers: Some(2), attach: "veth".into(), extra: String::new(), log: "info".into() }
+        let workers = std::env::var("PODGATE_WORKERS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+        NodeSettings { workers: Some(workers), attach: "veth".into(), extra: String::new(), log: "info".into() }
     }
 }
 
@@ -127,16 +128,18 @@ impl Node {
         fs::remove_file(&path).map_err(|source| LabError::File { path, source })
     }
 
-    /// Starts the daemon and returns at once. What must outlive it is made first, as a unit of its own does it on a VM: a daemon in a
-    /// sandbox would refuse to.
+    /// Makes what must outlive the daemon, as the unit or the init container before it does. Safe to repeat.
+    pub fn prepare(&self) -> Result<(), LabError> {
+        self.podgate(&["prepare", "--config", &self.config().display().to_string()]).map(|_| ())
+    }
+
+    /// Starts the daemon and returns at once.
     pub fn launch(&self, settings: &NodeSettings) -> Result<(), LabError> {
-        let config = self.config();
-        self.podgate(&["prepare", "--config", &config.to_string_lossy()])?;
         let path = self.log_path();
         let log = File::options().create(true).append(true).open(&path).map_err(|source| LabError::File { path, source })?;
         let errors = log.try_clone().map_err(|source| LabError::File { path: self.log_path(), source })?;
         let mut command = Command::new(&self.binary);
-        command.arg("run").arg("--config").arg(config).env("PODGATE_LOG", &settings.log);
+        command.arg("run").arg("--config").arg(self.config()).env("PODGATE_LOG", &settings.log);
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         // A child is born into the namespace of the thread that starts it.
         let child = self.machine.run(|| command.spawn())?;
@@ -148,11 +151,11 @@ impl Node {
     pub fn wait_ready(&self) -> Result<(), LabError> {
         let start = Instant::now();
         loop {
-            // The daemon's socket does not exist at first, which `--wait` may or may not wait for.
-            match self.podgate(&["status", &format!("--wait={}", PATIENCE.as_secs())]) {
+            // A second at a time, so that a daemon which gave up is noticed.
+            match self.podgate(&["status", "--wait=1"]) {
                 Ok(_) => return Ok(()),
                 Err(error) if start.elapsed() > PATIENCE || !self.running() => return Err(error),
-                Err(_) => thread::sleep(Duration::from_millis(50)),
+                Err(_) => {}
             }
         }
     }
