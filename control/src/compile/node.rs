@@ -354,7 +354,8 @@ fn link(node: &Node, local: &LocalNode, warnings: &mut Vec<Warning>) -> Option<L
         warnings.push(Warning::new(about(), message));
     }
     let path = local.underlay_mtu.min(mtu.unwrap_or(u32::MAX));
-    Some(Link { underlay, port: port.unwrap_or(settings.overlay_port), mtu: path.saturating_sub(overhead(underlay)) })
+    // Not above what its pods' interfaces take: a packet that had to be cut there could be no IPv6 packet.
+    Some(Link { underlay, port: port.unwrap_or(settings.overlay_port), mtu: pod_mtu(node.underlay(), path) })
 }
 
 /// Sorts, and of several peers (or this node and a peer) with one underlay address keeps the first.

@@ -36,6 +36,7 @@ use crate::api;
 use crate::compile::{Compiled, LocalNode, Settings, compile, pod_mtu};
 use crate::config::{Attach, Config};
 use crate::gateway_ns;
+use crate::guard_drops;
 use crate::health::{self, Health};
 use crate::host_state::HostState;
 use crate::ipam::{Ipam, Owner};
@@ -595,7 +596,7 @@ impl Daemon {
             "peers" => views::peers(&self.inner.borrow().compiled),
             "ipam" => views::ipam(&self.inner.borrow().ipam.list()),
             "workers" => views::workers(&dataplane),
-            "drops" => views::drops(&dataplane),
+            "drops" => views::drops(&dataplane, guard_drops::read(&self.devices.gateway_netns).unwrap_or_default()),
             "routes" => views::routes(&dataplane.snapshot()),
             other => return Err(error(4, format!("there is no table {other:?}"))),
         })

@@ -12,6 +12,7 @@ use podgate_runtime::runtime::{KernelDrops, Runtime};
 use serde_json::{Value, json};
 
 use crate::compile::Compiled;
+use crate::guard_drops::GuardDrops;
 use crate::ipam::IpamView;
 
 /// The version of the tables' shape: it grows when a key changes its meaning or goes.
@@ -114,13 +115,19 @@ pub fn ipam(view: &IpamView) -> Value {
 }
 
 /// `podgate drops`: the named reasons of the pipeline, and beside them what the kernel dropped on our devices and sockets.
-pub fn drops(runtime: &Runtime) -> Value {
+pub fn drops(runtime: &Runtime, guard: GuardDrops) -> Value {
     let total = |reason| runtime.counters().iter().map(|counters| counters.drops(reason)).sum::<u64>();
     let mut rows: Vec<Value> =
         DropReason::ALL.iter().map(|reason| json!({"reason": reason.name(), "packets": total(*reason), "help": reason.help()})).collect();
     let kernel = runtime.kernel_drops().unwrap_or_default();
     let KernelDrops { pods_queue, host_queue, overlay_sockets, port_sockets } = kernel;
     for (reason, packets, help) in [
+        (
+            "kernel_refused_pod_source",
+            guard.refused,
+            "The kernel let a pod's packet no further: its source is not that pod's, or is nobody's; or the pod has no rule (yet).",
+        ),
+        ("kernel_bad_header", guard.header_errors, "A pod's packet had a header that the kernel refused, or no hop left (the pod was told)."),
         ("kernel_pods_queue", pods_queue, "The kernel found the queue of the TUN `pods` full: workers are too slow for what pods send."),
         ("kernel_host_queue", host_queue, "The kernel found the queue of the TUN `host` full: workers are too slow for what the node sends."),
         ("kernel_overlay_sockets", overlay_sockets, "The kernel found an overlay socket's buffer full: workers are too slow for what peers send."),

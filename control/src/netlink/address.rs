@@ -26,12 +26,28 @@ pub struct AddressSpec {
     pub address: IpNetwork,
     /// Whether it is tried for duplicates.
     pub duplicate_detection: DuplicateDetection,
+    /// Who may be told of it.
+    pub reach: Reach,
+}
+
+/// Who may be told of an address: a source is chosen among those that its receiver can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Anybody.
+    Everywhere,
+    /// Nobody but the host itself (`RT_SCOPE_HOST`): the kernel takes it for no packet's source.
+    Host,
 }
 
 impl AddressSpec {
     /// An address that is usable at once.
     pub fn new(device: impl Into<String>, address: IpNetwork) -> AddressSpec {
-        AddressSpec { device: device.into(), address, duplicate_detection: DuplicateDetection::Off }
+        AddressSpec { device: device.into(), address, duplicate_detection: DuplicateDetection::Off, reach: Reach::Everywhere }
+    }
+
+    /// The same, of which nobody else is told.
+    pub fn for_the_host_alone(self) -> AddressSpec {
+        AddressSpec { reach: Reach::Host, ..self }
     }
 
     fn message(&self, index: u32) -> AddressMessage {
@@ -40,7 +56,7 @@ impl AddressSpec {
         message.header.family = Family::of(ip).kernel();
         message.header.prefix_len = self.address.prefix();
         message.header.index = index;
-        message.header.scope = if ip.is_loopback() { AddressScope::Host } else { AddressScope::Universe };
+        message.header.scope = if ip.is_loopback() || self.reach == Reach::Host { AddressScope::Host } else { AddressScope::Universe };
         message.attributes.push(AddressAttribute::Local(ip));
         message.attributes.push(AddressAttribute::Address(ip));
         if ip.is_ipv6() && self.duplicate_detection == DuplicateDetection::Off {

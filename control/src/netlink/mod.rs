@@ -21,7 +21,7 @@ mod route;
 mod rule;
 mod socket;
 
-pub use address::{Address, AddressSpec, DuplicateDetection};
+pub use address::{Address, AddressSpec, DuplicateDetection, Reach};
 pub use error::{MissingIsFine, NetlinkError};
 pub use link::{AddrGenMode, Link, LinkKind, LinkSettings, LinkState, LinkStats, Mac, NewLink, VxlanMode, VxlanSpec};
 pub use neighbour::{Neighbour, NeighbourSpec};

@@ -10,7 +10,7 @@ use crate::host_state::{HostState, HostStateError};
 use crate::netlink::sysctl::{self, Key, SysctlError};
 use crate::netlink::{AddrGenMode, AddressSpec, LinkSettings, LinkState, Netlink, NetlinkError};
 use podgate_runtime::netns::Netns;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 /// The largest MTU a TUN takes (`MAX_MTU` in `drivers/net/tun.c`, no hardware header).
@@ -19,6 +19,12 @@ pub const DEVICE_MTU: u32 = 65535;
 pub const TXQUEUELEN_MAX: u32 = 2000;
 /// The source of ICMP errors that the kernel makes in the gateway's namespace, and the pods' next hop.
 pub const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The same for IPv6, from the range for local use (RFC 4193); "podgate" in ASCII.
+pub const ERROR_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd70, 0x6f64, 0x6761, 0x7465, 0, 0, 0, 1);
+
+/// An address that the TUN on the node has and nobody uses.
+const HOST_DEVICE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 
 /// Why the devices or the sysctls around them could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +72,11 @@ pub fn prepare_gateway(netns: &Netns, netlink: &Netlink) -> Result<(), DeviceErr
     ];
     sysctl::write_all(netns, &settings)?;
     match sysctl::write_all(netns, &ipv6) {
-        Err(error) if error.is_missing() => Ok(()), // a kernel without IPv6
+        Err(error) if error.is_missing() => return Ok(()), // a kernel without IPv6
+        other => other?,
+    }
+    match netlink.add_address(&AddressSpec::new("lo", std::net::IpAddr::V6(ERROR_SOURCE_V6).into())) {
+        Err(error) if error.is_present_already() => Ok(()),
         other => Ok(other?),
     }
 }
@@ -86,7 +96,13 @@ pub fn settle_host_device(netns: &Netns, netlink: &Netlink, device: &str) -> Res
         (Key::v4(device, "forwarding"), "1"),
         (Key::v4(device, "send_redirects"), "0"),
     ];
-    settle(netns, netlink, device, &before_up)
+    settle(netns, netlink, device, &before_up)?;
+    // Without any IPv4 address a device is strict, whatever its `rp_filter` (`last_resort` in net/ipv4/fib_frontend.c), and what no port
+    // rule matches (ICMP and fragments from the node's own address) would be dropped.
+    match netlink.add_address(&AddressSpec::new(device, std::net::IpAddr::V4(HOST_DEVICE_V4).into()).for_the_host_alone()) {
+        Err(error) if error.is_present_already() => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 fn settle(netns: &Netns, netlink: &Netlink, device: &str, before_up: &[(Key, &str)]) -> Result<(), DeviceError> {

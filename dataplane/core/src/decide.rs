@@ -27,8 +27,8 @@ pub enum Decision {
     Quoting(Flow),
     /// It is for the gateway itself.
     Netstack,
-    /// An echo request to a VIP: answer it.
-    Echo,
+    /// An echo request to a VIP, or in fragments to a gateway address: it goes back as the reply.
+    Echo(Hop),
     /// A socket brought a copy of something that the node itself has dealt with.
     NotOurs,
     /// It ends here, and perhaps the sender is told.
@@ -112,11 +112,13 @@ fn first(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sender: Send
         return Decision::NotOurs;
     }
     if node.is_gateway(dst) {
-        return Decision::Netstack;
+        // The gateway's own stack is given whole packets alone.
+        let in_fragments = parsed.fragment.is_some() && parsed.transport_kind == Transport::EchoRequest;
+        return if in_fragments { Decision::Echo(way_back(snapshot, parsed.tuple.src, sender)) } else { Decision::Netstack };
     }
     if snapshot.services.is_vip(dst) {
         return match parsed.transport_kind {
-            Transport::EchoRequest => Decision::Echo,
+            Transport::EchoRequest => Decision::Echo(way_back(snapshot, parsed.tuple.src, sender)),
             Transport::Tcp { .. } | Transport::Udp => Decision::Refuse(DropReason::NoBackendRejected, Say::Reject),
             _ => Decision::Refuse(DropReason::IcmpUnsupported, Say::Nothing),
         };
@@ -298,6 +300,16 @@ pub fn hop_of_flow(snapshot: &Snapshot, flow: &Flow) -> Result<Hop, DropReason> 
     match (flow.direction, flow.opener) {
         (Direction::Reply, Opener::Host) if !snapshot.node.owns(to) => Ok(Hop::Outside),
         _ => hop(snapshot, to),
+    }
+}
+
+/// The way back to who sent a packet.
+fn way_back(snapshot: &Snapshot, src: Addr, sender: Sender) -> Hop {
+    match sender {
+        Sender::Pod => Hop::Pod { mtu: snapshot.pods.get(src).map_or(0, |pod| pod.mtu) },
+        Sender::Node => Hop::Node,
+        Sender::Outside => Hop::Outside,
+        Sender::Peer(peer) => Hop::Peer(peer),
     }
 }
 

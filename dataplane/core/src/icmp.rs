@@ -13,7 +13,7 @@ use crate::packet::{Checksum, Gso, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::wire::checksum::{Sum, pseudo_header};
 use crate::wire::icmp::{v4 as icmpv4, v6 as icmpv6};
-use crate::wire::ip::Scope;
+use crate::wire::ip::{self, Scope};
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
 use crate::wire::{icmp, ipv4, ipv6, set_u16, set_u32, tcp, u16_at, u32_at};
 
@@ -148,35 +148,21 @@ pub fn reset(out: &mut Vec<u8>, packet: &Packet<'_>, parsed: &Parsed) -> Result<
     Ok(())
 }
 
-/// Appends the reply to the echo request `packet`, from the address that it was sent to. Its length is the request's less IPv4 options
-/// and IPv6 extension headers; a request that came in fragments cannot be answered.
-pub fn echo_reply(out: &mut Vec<u8>, packet: &Packet<'_>, parsed: &Parsed) -> Result<(), Silence> {
-    if parsed.transport_kind != Transport::EchoRequest || parsed.fragment.is_some() || !answerable(parsed) {
-        return Err(Silence::Forbidden);
+/// Turns an echo request whose addresses have changed places into the reply, in place: a fragment as well, since only the first has the
+/// type and only it has the checksum.
+pub fn turn_into_reply(head: &mut [u8], parsed: &Parsed) {
+    ip::set_ttl(head, TTL);
+    if parsed.transport_kind != Transport::EchoRequest {
+        return;
     }
-    let tuple = &parsed.tuple;
-    let v4 = tuple.is_v4();
-    let request =
-        packet.head.get(parsed.transport.into()..parsed.len as usize).filter(|body| body.len() >= icmp::HEADER_LEN).ok_or(Silence::Forbidden)?;
-    let ip_len = if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
-    // DSCP as it came; ECN is the request's own (RFC 3168 §6.1.1 leaves non-ECN-capable answers at 0).
-    let at = start(out, ip_len + request.len(), tuple.dst, tuple.src, tuple.protocol, parsed.traffic_class & 0xfc)?;
-    if v4 && !parsed.dont_fragment {
-        // It may have to be cut on its way, as the request might: the request's identification is as good as any, and DF as it was.
-        let ip = &mut out[at..at + ipv4::HEADER_LEN];
-        ipv4::set_word(ip, ipv4::ID, u16_at(packet.head, ipv4::ID));
-        ipv4::set_word(ip, ipv4::FLAGS_OFFSET, 0);
-    }
-    let body = &mut out[at + ip_len..];
-    body.copy_from_slice(request);
+    let reply = if parsed.tuple.is_v4() { icmpv4::ECHO_REPLY } else { icmpv6::ECHO_REPLY };
+    let body = &mut head[parsed.transport.into()..];
     // RFC 1624 §3, eqn. 3, and not a sum made afresh: a payload that came damaged must stay recognizable as damaged. Source and
     // destination of ICMPv6's pseudo header change places, which their sum does not notice.
-    let reply = if v4 { icmpv4::ECHO_REPLY } else { icmpv6::ECHO_REPLY };
-    let (was, is) = (u16::from(request[icmp::TYPE]) << 8, u16::from(reply) << 8);
+    let (was, is) = (u16::from(body[icmp::TYPE]) << 8, u16::from(reply) << 8);
     body[icmp::TYPE] = reply;
-    let checksum = Sum::of_words(&[!u16_at(request, icmp::CHECKSUM), !was, is]).finish();
+    let checksum = Sum::of_words(&[!u16_at(body, icmp::CHECKSUM), !was, is]).finish();
     set_u16(body, icmp::CHECKSUM, checksum.0);
-    Ok(())
 }
 
 /// Appends `len` bytes that begin with an IP header and are 0 behind it; gives back where.

@@ -74,8 +74,18 @@ struct Onward {
     /// The tuple it leaves with.
     to: Tuple,
     hop: Hop,
-    /// For an ICMP error: the tuple that the quoted packet is given.
-    quoted: Option<Tuple>,
+    change: Change,
+}
+
+/// What is changed in a packet beside where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// Addresses and ports, if they differ.
+    Tuple,
+    /// The same of an ICMP error, which quotes a packet that is given this tuple.
+    Quoting(Tuple),
+    /// It is an echo request to an address of the gateway's, and goes back as the reply.
+    Reply,
 }
 
 /// What `resolve` makes of a decision.
@@ -196,7 +206,7 @@ impl Pipeline {
         outbox: &mut Outbox,
     ) -> Result<Step, DropReason> {
         let onward = match decide(env.snapshot, &env.flows, packet, parsed, hash, sender) {
-            Decision::Plain(hop) => Onward { to: parsed.tuple, hop, quoted: None },
+            Decision::Plain(hop) => Onward { to: parsed.tuple, hop, change: Change::Tuple },
             Decision::Known(flow) => self.follow(env, &flow, parsed)?,
             Decision::Open(opening) => self.open(env, parsed, &opening, outbox)?,
             Decision::Quoting(flow) => {
@@ -205,14 +215,14 @@ impl Pipeline {
                 // An error that the other end itself sent must seem to come from what was dialled; a router on the way keeps its name.
                 let src = if parsed.tuple.src == arriving.src { to.src } else { parsed.tuple.src };
                 let outer = Tuple { src, dst: to.dst, ..parsed.tuple };
-                Onward { to: outer, hop: decide::hop_of_flow(env.snapshot, &flow)?, quoted: Some(to.reversed()) }
+                Onward { to: outer, hop: decide::hop_of_flow(env.snapshot, &flow)?, change: Change::Quoting(to.reversed()) }
             }
             Decision::Netstack => return Ok(Step::Done(Verdict::ToNetstack)),
-            Decision::Echo => {
-                self.allow_answer(env)?;
-                outbox.push(back_to(packet.ingress, sender), packet.len(), |out| icmp::echo_reply(out, packet, parsed))?;
+            Decision::Echo(hop) => {
                 env.counters.answers.add(1);
-                return Ok(Step::Done(Verdict::Consumed(Consumed::Answered)));
+                // The identifier stays where it is: addresses alone change places.
+                let to = Tuple { src: parsed.tuple.dst, dst: parsed.tuple.src, ..parsed.tuple };
+                Onward { to, hop, change: Change::Reply }
             }
             Decision::NotOurs => return Ok(Step::Done(Verdict::Consumed(Consumed::NotOurs))),
             Decision::Refuse(reason, say) => {
@@ -234,7 +244,7 @@ impl Pipeline {
             _ => None,
         };
         env.flows.touch(flow, env.now, flags);
-        Ok(Onward { to: flow.translated(), hop: decide::hop_of_flow(env.snapshot, flow)?, quoted: None })
+        Ok(Onward { to: flow.translated(), hop: decide::hop_of_flow(env.snapshot, flow)?, change: Change::Tuple })
     }
 
     /// Stage 5: a new flow. Inserting its reply tuple reserves the SNAT port.
@@ -264,7 +274,7 @@ impl Pipeline {
                     if opening.kind == Kind::Masquerade && reply.protocol == protocol::UDP {
                         outbox.masquerade_port(flow.at, reply);
                     }
-                    return Ok(Onward { to: flow.translated(), hop: opening.hop, quoted: None });
+                    return Ok(Onward { to: flow.translated(), hop: opening.hop, change: Change::Tuple });
                 }
                 Err(InsertError::Exists(flow)) if decide::starts_anew(env.snapshot, &env.flows, &flow, parsed) => {
                     env.flows.end(flow.at);
@@ -304,7 +314,7 @@ impl Pipeline {
     ) -> Result<Verdict, DropReason> {
         // The kernel takes one from the TTL where it forwards from a TUN, to a veth or to an uplink; it would name the wrong address.
         let kernel_forwards = matches!(onward.hop, Hop::Pod { .. } | Hop::Outside);
-        if kernel_forwards && parsed.ttl <= 1 {
+        if kernel_forwards && parsed.ttl <= 1 && onward.change != Change::Reply {
             self.say(env, packet, parsed, sender, Answer::TimeExceeded, outbox);
             return Err(DropReason::TtlExceeded);
         }
@@ -326,10 +336,14 @@ impl Pipeline {
             };
             nat::clamp_mss(packet.head, parsed, packet.offload.checksum, mss_for(mtu.min(way_back), parsed));
         }
-        match onward.quoted {
-            Some(quoted) => nat::translate_quoted(packet.head, parsed, &onward.to, &quoted),
-            None if onward.to != parsed.tuple => nat::translate(packet.head, parsed, packet.offload.checksum, &onward.to),
-            None => {}
+        match onward.change {
+            Change::Tuple if onward.to != parsed.tuple => nat::translate(packet.head, parsed, packet.offload.checksum, &onward.to),
+            Change::Tuple => {}
+            Change::Quoting(quoted) => nat::translate_quoted(packet.head, parsed, &onward.to, &quoted),
+            Change::Reply => {
+                nat::translate(packet.head, parsed, packet.offload.checksum, &onward.to);
+                icmp::turn_into_reply(packet.head, parsed);
+            }
         }
         if too_big {
             let sent = Parsed { tuple: onward.to, ..*parsed };

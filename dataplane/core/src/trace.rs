@@ -90,7 +90,7 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
             note("verdict", "answered by the gateway's own network stack".into());
             return steps;
         }
-        Decision::Echo => {
+        Decision::Echo(_) => {
             note("verdict", "answered on the spot: a VIP answers ping".into());
             return steps;
         }

@@ -388,9 +388,16 @@ fn pings_pass_and_vips_and_gateways_answer_them() {
     world.leaves(Ingress::Pods, ping("10.32.1.11", "10.32.1.10"), Verdict::ToPods);
     world.leaves(Ingress::Pods, ping("10.32.1.11", "10.32.2.10"), TO_PEER);
     assert_eq!(world.send(Ingress::Pods, ping("10.32.1.11", "10.32.1.1")).0, Verdict::ToNetstack);
-    assert_eq!(world.send(Ingress::Pods, ping("10.32.1.11", "10.96.0.10")).0, Verdict::Consumed(Consumed::Answered));
-    let (egress, answer) = world.answers().remove(0);
-    assert_eq!((egress, tuple_of(&answer).src, tuple_of(&answer).dst), (Egress::Pods, addr("10.96.0.10"), addr("10.32.1.11")));
+    let (verdict, answer) = world.send(Ingress::Pods, testing::with_ttl(ping("10.32.1.11", "10.96.0.10"), 1));
+    assert_eq!((verdict, answer), (Verdict::ToPods, testing::with_ttl(testing::echo_reply("10.96.0.10", "10.32.1.11", 77, 1, b"ping"), 64)));
+    // In fragments they come back in fragments: from a VIP, and from the gateway, whose own stack sees whole packets only.
+    for (src, dst) in [("10.32.1.11", "10.96.0.10"), ("fd00:32:1::11", "fd00:96::10"), ("10.32.1.11", "10.32.1.1")] {
+        let pieces = testing::fragments(&testing::echo_request(src, dst, 77, 1, &[5; 4000]), 1464, 9);
+        let expected = testing::fragments(&testing::echo_reply(dst, src, 77, 1, &[5; 4000]), 1464, 9);
+        for (piece, expected) in pieces.into_iter().zip(expected) {
+            assert_eq!(world.send(Ingress::Pods, piece), (Verdict::ToPods, expected), "{dst}");
+        }
+    }
     // Masqueraded, the identifier is the port: the reply, which a socket brings, finds its pod.
     for (src, dst, node) in [("10.32.1.11", "203.0.113.9", "192.0.2.1"), ("fd00:32:1::11", "2001:db8:9::9", "2001:db8::1")] {
         let left = world.leaves(Ingress::Pods, ping(src, dst), Verdict::ToHost);
