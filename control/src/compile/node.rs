@@ -1,6 +1,6 @@
 //! Nodes: this one's own tables, the peers, and where every address is.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub struct LocalNode {
     pub underlay: Vec<IpAddr>,
     /// MTU of its underlay, in bytes.
     pub underlay_mtu: u32,
+    /// Paths to peers that were found to be narrower than the underlay: the peer's underlay address and the MTU, in bytes.
+    pub path_mtus: BTreeMap<IpAddr, u32>,
     /// MTU towards the outside, in bytes.
     pub outside_mtu: u32,
     /// Addresses that masqueraded traffic leaves from: those that the node's routing would choose, one of each family at most.
@@ -353,7 +355,7 @@ fn link(node: &Node, local: &LocalNode, warnings: &mut Vec<Warning>) -> Option<L
         let message = format!("its underlay address {underlay} is of a family that this node's underlay lacks: nothing can be sent to it");
         warnings.push(Warning::new(about(), message));
     }
-    let path = local.underlay_mtu.min(mtu.unwrap_or(u32::MAX));
+    let path = local.underlay_mtu.min(mtu.unwrap_or(u32::MAX)).min(local.path_mtus.get(&underlay).copied().unwrap_or(u32::MAX));
     // Not above what its pods' interfaces take: a packet that had to be cut there could be no IPv6 packet.
     Some(Link { underlay, port: port.unwrap_or(settings.overlay_port), mtu: pod_mtu(node.underlay(), path) })
 }

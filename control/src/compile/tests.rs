@@ -38,6 +38,7 @@ fn local() -> LocalNode {
         addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         underlay: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         underlay_mtu: 1500,
+        path_mtus: Default::default(),
         outside_mtu: 1500,
         masquerade_sources: vec!["192.0.2.1".parse().unwrap()],
         pods: vec![("10.244.1.10".parse().unwrap(), Pod { mtu: 1444 })],

@@ -10,7 +10,7 @@ mod probe;
 mod views;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -53,6 +53,12 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often everything is compared again though nothing said that it changed.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How often the workers are asked whether a path turned out narrow: until the answer is published, its packets are lost.
+const PATHS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a path is taken to be narrow (RFC 1191 §6.3).
+const PATH_MTU_LIFETIME: Duration = Duration::from_secs(600);
 
 /// The largest frame that pods hand over: one send of the overlay takes 65,507 bytes, replicated headers included (design D2).
 const GSO_MAX_SIZE: u32 = 62_000;
@@ -112,7 +118,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     let devices = Devices { node_netns, node_netlink, gateway_netns, gateway_netlink };
     let tuns = devices.open(&config, cpus.len() as u16)?;
     let token = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
-    let local = Arc::new(local_node(&config, &machine, &pods, token, cpus.len() as u16));
+    let local = Arc::new(local_node(&config, &machine, &pods, BTreeMap::new(), token, cpus.len() as u16));
     let cluster = source.state.borrow_and_update().clone();
     let compiled = compile(&Compiled::empty(&local), &cluster, &local);
     let (flow_file, opened) = FlowFile::open(config.runtime_dir.join("flows"), config.flows.capacity as usize)?;
@@ -134,6 +140,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         pods,
         ipam,
         host_state,
+        narrow_paths: BTreeMap::new(),
         source_status: source.status.borrow_and_update().clone(),
         checks: Vec::new(),
         problems: BTreeSet::new(),
@@ -160,6 +167,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     tokio::task::spawn_local(api::serve(listener, daemon.clone()));
     tokio::task::spawn_local(probe::run(daemon.clone()));
     tokio::task::spawn_local(watch_kernel(daemon.clone(), reconciler));
+    tokio::task::spawn_local(watch_paths(daemon.clone()));
     tracing::info!(node = %daemon.config.node, socket = %daemon.config.socket().display(), "running");
 
     let mut audit = tokio::time::interval(AUDIT_INTERVAL);
@@ -252,13 +260,14 @@ fn start_dataplane(
     })?)
 }
 
-fn local_node(config: &Config, machine: &Machine, pods: &Pods, token: u64, workers: u16) -> LocalNode {
+fn local_node(config: &Config, machine: &Machine, pods: &Pods, path_mtus: BTreeMap<IpAddr, u32>, token: u64, workers: u16) -> LocalNode {
     LocalNode {
         name: config.node.as_str().into(),
         settings: Settings::from(config),
         addresses: machine.addresses.clone(),
         underlay: machine.underlay.clone(),
         underlay_mtu: machine.underlay_mtu,
+        path_mtus,
         outside_mtu: machine.underlay_mtu,
         masquerade_sources: machine.primary(),
         pods: pods.list().flat_map(|pod| pod.addresses.iter().map(|ip| (*ip, Pod { mtu: pod.mtu }))).collect(),
@@ -293,12 +302,22 @@ struct Inner {
     pods: Pods,
     ipam: Ipam,
     host_state: HostState,
+    /// Paths found to be narrower than the underlay, and when.
+    narrow_paths: BTreeMap<IpAddr, (u32, Instant)>,
     source_status: SourceStatus,
     checks: Vec<Check>,
     /// What is wrong and does not come from the self-test.
     problems: BTreeSet<String>,
     /// Warnings that have been logged.
     warned: BTreeSet<String>,
+}
+
+impl Inner {
+    /// The MTU of each path that is known to be narrow. What was found long ago is forgotten: the path may have widened.
+    fn path_mtus(&mut self) -> BTreeMap<IpAddr, u32> {
+        self.narrow_paths.retain(|_, (_, found)| found.elapsed() < PATH_MTU_LIFETIME);
+        self.narrow_paths.iter().map(|(peer, (mtu, _))| (*peer, *mtu)).collect()
+    }
 }
 
 impl Daemon {
@@ -312,7 +331,8 @@ impl Daemon {
             let mut inner = self.inner.borrow_mut();
             self.look_at_machine(&mut inner);
             let inner = &mut *inner;
-            inner.local = Arc::new(local_node(&self.config, &inner.machine, &inner.pods, self.token, self.cpus.len() as u16));
+            let path_mtus = inner.path_mtus();
+            inner.local = Arc::new(local_node(&self.config, &inner.machine, &inner.pods, path_mtus, self.token, self.cpus.len() as u16));
             let before = inner.compiled.snapshot.generation;
             inner.compiled = compile(&inner.compiled, &inner.cluster, &inner.local);
             before
@@ -628,6 +648,22 @@ impl api::Handler for Daemon {
             Request::Detach(attachment) => self.detach(&attachment).await,
         };
         answer.map_or_else(|refusal| refusal, Response::Ok)
+    }
+}
+
+/// Takes note of paths that workers found to be narrow.
+async fn watch_paths(daemon: Rc<Daemon>) {
+    let mut interval = tokio::time::interval(PATHS_INTERVAL);
+    loop {
+        interval.tick().await;
+        let found = daemon.dataplane().map_or(Vec::new(), |dataplane| dataplane.path_mtus());
+        let narrow = &mut daemon.inner.borrow_mut().narrow_paths;
+        for (peer, mtu) in found {
+            if narrow.insert(peer, (mtu, Instant::now())).is_none_or(|(known, _)| known != mtu) {
+                tracing::warn!(%peer, mtu, "the path to a peer is narrow");
+                daemon.changed.notify_one();
+            }
+        }
     }
 }
 
