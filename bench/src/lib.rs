@@ -4,4 +4,5 @@
 //! traffic through real devices beside what else could carry it. Results and how they were made are in `RESULTS.md`.
 
 pub mod cpu_time;
+pub mod e2e;
 pub mod world;
