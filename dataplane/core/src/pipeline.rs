@@ -50,6 +50,27 @@ pub enum Egress {
     Peer(PeerId),
 }
 
+/// A UDP flow that has just been masqueraded: a socket bound to the destination of its replies brings those that come in fragments, and
+/// keeps the kernel from refusing them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MasqueradePort {
+    /// The flow; when it is over the socket may go.
+    pub flow: FlowRef,
+    /// The tuple of its replies.
+    pub reply: Tuple,
+    /// When the socket is needed.
+    pub bind: Bind,
+}
+
+/// When a masquerade port's socket is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bind {
+    /// Before the batch is sent: the flow begins with a datagram in fragments, so its first reply may well be one, too.
+    BeforeSending,
+    /// Soon.
+    Soon,
+}
+
 /// How many packets one batch may hold.
 pub const BATCH_LEN_MAX: usize = 256;
 
@@ -208,7 +229,7 @@ impl Pipeline {
         let onward = match decide(env.snapshot, &env.flows, packet, parsed, hash, sender) {
             Decision::Plain(hop) => Onward { to: parsed.tuple, hop, change: Change::Tuple },
             Decision::Known(flow) => self.follow(env, &flow, parsed)?,
-            Decision::Open(opening) => self.open(env, parsed, &opening, outbox)?,
+            Decision::Open(opening) => self.open(env, packet, parsed, &opening, outbox)?,
             Decision::Quoting(flow) => {
                 let to = flow.translated();
                 let arriving = flow.arriving();
@@ -248,7 +269,7 @@ impl Pipeline {
     }
 
     /// Stage 5: a new flow. Inserting its reply tuple reserves the SNAT port.
-    fn open(&mut self, env: &Env<'_>, parsed: &Parsed, opening: &Opening, outbox: &mut Outbox) -> Result<Onward, DropReason> {
+    fn open(&mut self, env: &Env<'_>, packet: &Packet<'_>, parsed: &Parsed, opening: &Opening, outbox: &mut Outbox) -> Result<Onward, DropReason> {
         let mut races = 0;
         let mut attempt = 0;
         // A client that keeps its source may, through two VIPs with one backend, need a port of ours after all.
@@ -272,7 +293,9 @@ impl Pipeline {
                 Ok(flow) => {
                     env.counters.flows_created.add(1);
                     if opening.kind == Kind::Masquerade && reply.protocol == protocol::UDP {
-                        outbox.masquerade_port(flow.at, reply);
+                        let in_fragments = parsed.fragment.is_some() || offload::wire_len(packet, parsed) > mtu_of(env.snapshot, opening.hop);
+                        let bind = if in_fragments { Bind::BeforeSending } else { Bind::Soon };
+                        outbox.masquerade_port(MasqueradePort { flow: flow.at, reply, bind });
                     }
                     return Ok(Onward { to: flow.translated(), hop: opening.hop, change: Change::Tuple });
                 }
@@ -472,7 +495,7 @@ fn egress_of(hop: Hop) -> Egress {
 pub struct Outbox {
     bytes: Vec<u8>,
     entries: Vec<(Egress, std::ops::Range<usize>)>,
-    ports: Vec<(FlowRef, Tuple)>,
+    ports: Vec<MasqueradePort>,
 }
 
 impl Outbox {
@@ -486,9 +509,8 @@ impl Outbox {
         self.entries.iter().map(|(egress, range)| (*egress, &self.bytes[range.clone()]))
     }
 
-    /// UDP flows masqueraded since the last `clear`, with the tuple of their replies: a socket bound to its destination brings replies
-    /// that come in fragments.
-    pub fn masquerade_ports(&self) -> &[(FlowRef, Tuple)] {
+    /// UDP flows masqueraded since the last `clear`.
+    pub fn masquerade_ports(&self) -> &[MasqueradePort] {
         &self.ports
     }
 
@@ -533,10 +555,10 @@ impl Outbox {
         Ok(())
     }
 
-    /// Notes that replies to `reply` may come in fragments. Past its capacity nothing is noted: such replies go unserved, the rest do not.
-    fn masquerade_port(&mut self, flow: FlowRef, reply: Tuple) {
+    /// Notes that replies may come in fragments. Past its capacity nothing is noted: such replies go unserved, the rest do not.
+    fn masquerade_port(&mut self, port: MasqueradePort) {
         if self.ports.len() < self.ports.capacity() {
-            self.ports.push((flow, reply));
+            self.ports.push(port);
         }
     }
 }

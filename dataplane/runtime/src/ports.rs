@@ -16,6 +16,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use podgate_core::counters::Counters;
 use podgate_core::flow::FlowRef;
 use podgate_core::packet::{Ingress, Offload};
+use podgate_core::pipeline::{Bind, MasqueradePort};
 use podgate_core::snapshot::Snapshot;
 use podgate_core::verdict::DropReason;
 use podgate_core::wire::ip::Family;
@@ -23,7 +24,7 @@ use podgate_core::wire::ip::Family;
 use crate::clock::Instant;
 use crate::netstack::{Netstack, StatusPage};
 use crate::publish::Reader;
-use crate::sockets::{IcmpError, IcmpSocket, PACKET_LEN_MAX, PortSockets};
+use crate::sockets::{IcmpError, IcmpSocket, PACKET_LEN_MAX, PortSockets, bind_port};
 use crate::worker::handoff::Origin;
 use crate::worker::shared::Shared;
 
@@ -58,7 +59,6 @@ pub(crate) struct Wishes {
     udp_ports: Mutex<Option<Vec<SocketAddr>>>,
     problems: Mutex<Vec<PortProblem>>,
     pub(crate) kernel_drops: AtomicU64,
-    pub(crate) masquerade_sockets: AtomicU64,
 }
 
 impl Wishes {
@@ -137,10 +137,13 @@ impl Ports {
             let due = now_ms >= housekeeping_ms;
             if due {
                 housekeeping_ms = now_ms + HOUSEKEEPING_MS;
+            }
+            // First, so that a port whose last flow is over keeps its socket if a new flow has taken it.
+            self.bind_masqueraded();
+            if due {
                 self.release();
             }
             self.bind_wanted(due);
-            self.bind_masqueraded();
             // Each turn is bounded; whatever may have more is looked at again at once.
             let busy = self.receive_udp() | self.receive_icmp();
             let stack = self.stack(session.refresh()).unwrap_or(WAIT_MAX);
@@ -178,17 +181,27 @@ impl Ports {
 
     /// Binds the ports of flows that have just been masqueraded.
     fn bind_masqueraded(&mut self) {
-        while let Some((flow, reply)) = self.shared.masquerade_ports.pop() {
-            let address = SocketAddr::new(reply.dst.ip(), reply.dst_port);
+        // Those that are bound already come first: another flow may wait for one of these ports.
+        let requests = std::iter::from_fn(|| self.shared.masquerade_ports.pop());
+        let (bound, unbound): (Vec<_>, Vec<_>) = requests.partition(|(_, socket)| socket.is_some());
+        for (port, socket) in bound.into_iter().chain(unbound) {
+            let address = masquerade_address(&port);
             if let Some(flows) = self.masqueraded.get_mut(&address) {
-                flows.push(flow);
-            } else if self.masqueraded.len() < MASQUERADE_SOCKETS_MAX && self.sockets.bind_one(address).is_ok() {
-                self.masqueraded.insert(address, vec![flow]);
+                flows.push(port.flow);
+                continue;
+            }
+            let room = self.masqueraded.len() < MASQUERADE_SOCKETS_MAX;
+            let bind = |sockets: &mut PortSockets| match socket {
+                Some(socket) => sockets.adopt(address, socket),
+                None => sockets.bind_one(address),
+            };
+            if room && bind(&mut self.sockets).is_ok() {
+                self.masqueraded.insert(address, vec![port.flow]);
             } else {
                 self.shared.masquerade_ports_lost.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.wishes.masquerade_sockets.store(self.masqueraded.len() as u64, Ordering::Relaxed);
+        self.shared.masquerade_sockets.store(self.masqueraded.len() as u64, Ordering::Relaxed);
     }
 
     /// Gives back the ports whose flows are all over.
@@ -252,6 +265,32 @@ impl Ports {
             }
         })
     }
+}
+
+/// A worker asks for the sockets of `ports`, before it sends what opened these flows: so the thread beside it has a packet's whole way to
+/// the other end and back to bind them. Where that may be too late the worker binds. It allocates nothing.
+pub(crate) fn request_masqueraded(shared: &Shared, ports: &[MasqueradePort]) {
+    if ports.is_empty() {
+        return;
+    }
+    let mut lost = 0;
+    for port in ports {
+        let room = shared.masquerade_sockets.load(Ordering::Relaxed) < MASQUERADE_SOCKETS_MAX as u64;
+        let socket = match port.bind {
+            // If it is in use, another flow's socket is there already: ports are reused for other destinations. If not, the thread
+            // tries as well, and counts.
+            Bind::BeforeSending if room => bind_port(masquerade_address(port)).ok(),
+            Bind::BeforeSending | Bind::Soon => None,
+        };
+        lost += u64::from(shared.masquerade_ports.push((*port, socket)).is_err());
+    }
+    shared.masquerade_ports_lost.fetch_add(lost, Ordering::Relaxed);
+    shared.netstack.wake();
+}
+
+/// Where replies of a masqueraded flow arrive.
+fn masquerade_address(port: &MasqueradePort) -> SocketAddr {
+    SocketAddr::new(port.reply.dst.ip(), port.reply.dst_port)
 }
 
 /// Hands a packet from a socket to worker 0.

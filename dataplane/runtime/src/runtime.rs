@@ -301,7 +301,7 @@ impl Runtime {
 
     /// Masquerade ports that have a socket, and how many flows have had to do without one.
     pub fn masquerade_sockets(&self) -> (u64, u64) {
-        (self.wishes.masquerade_sockets.load(Ordering::Relaxed), self.shared.masquerade_ports_lost.load(Ordering::Relaxed))
+        (self.shared.masquerade_sockets.load(Ordering::Relaxed), self.shared.masquerade_ports_lost.load(Ordering::Relaxed))
     }
 
     /// Writes a plain packet to the TUN `host`, as if the pipeline had sent it there: for probes.

@@ -132,16 +132,11 @@ impl PortSockets {
 
     /// Binds one more; nothing to do if it is there.
     pub fn bind_one(&mut self, address: SocketAddr) -> io::Result<()> {
-        if self.tokens.contains_key(&address) {
-            return Ok(());
-        }
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        ask_beside(&socket, Family::of(address.ip().into()))?;
-        size_receive_buffer(&socket)?;
-        socket.bind(&address.into())?;
+        if self.tokens.contains_key(&address) { Ok(()) } else { self.adopt(address, bind_port(address)?) }
+    }
+
+    /// Takes in a socket that [`bind_port`] has bound to `address`, and what waits in it.
+    pub(crate) fn adopt(&mut self, address: SocketAddr, socket: Socket) -> io::Result<()> {
         let token = self.next_token;
         self.next_token += 1;
         self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
@@ -197,6 +192,18 @@ impl PortSockets {
             }
         }
     }
+}
+
+/// A socket for one port, bound. Allocates nothing, so a worker may call it.
+pub(crate) fn bind_port(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    ask_beside(&socket, Family::of(address.ip().into()))?;
+    size_receive_buffer(&socket)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 impl PortSocket {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use podgate_core::fib::{Pod, PodTable, PrefixMap};
 use podgate_core::service::ServiceTable;
-use podgate_core::snapshot::{Generation, NodeTables, OutsideToPods, Peer, Snapshot};
+use podgate_core::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer, Snapshot};
 use podgate_runtime::flow_file::FlowFile;
 use podgate_runtime::netns::Netns;
 use podgate_runtime::runtime::{Options, Runtime};
@@ -72,7 +72,7 @@ fn snapshot(generation: u64) -> Arc<Snapshot> {
             service_cidrs: Vec::new(),
             node_ports: 30000..=32767,
             node_port_addresses: Vec::new(),
-            masquerade: None,
+            masquerade: Some(Masquerade { ports: vec![61000..=61999], source_v4: Some(addr("127.0.0.1")), source_v6: None }),
             snat_ports: 1024..=65535,
             overlay_port: 4790,
             overlay_vni: 1,
@@ -144,6 +144,8 @@ fn a_worker_that_has_started_does_not_allocate() {
             for to in ["10.244.2.9:7", "10.244.1.9:7", "10.244.1.1:7", "192.0.2.9:7"] {
                 socket.send_to(&vec![7; 10 + (round as usize * 37) % 1300], to).unwrap();
             }
+            // A flow of its own that begins in fragments: the worker binds its masquerade port itself.
+            socket.send_to(&[7; 3000], ("192.0.2.10", 1000 + round as u16)).unwrap();
             if round % 16 == 15 {
                 wait(seen().min(1) + round / 2);
             }
@@ -162,6 +164,8 @@ fn a_worker_that_has_started_does_not_allocate() {
     let latency = runtime.latency();
     ARMED.store(false, Ordering::Relaxed);
     assert!(!latency.packet_ns.is_empty());
+    let (sockets, without) = runtime.masquerade_sockets();
+    assert!(sockets > 200, "{sockets} sockets, {without} flows without");
     assert!(runtime.counters()[0].overlay_tx.frames.value() > 0 && runtime.counters()[0].overlay_rx.frames.value() > 0);
     assert_eq!(ASKED.load(Ordering::Relaxed), 0, "calls of the allocator by workers");
     runtime.stop();

@@ -525,6 +525,25 @@ fn clients_that_share_a_port_get_different_snat_ports() {
 }
 
 #[test]
+fn a_masqueraded_flow_that_begins_in_fragments_wants_its_port_before_it_is_sent() {
+    let mut world = World::new();
+    for (src, dst) in [("10.32.1.10:5000", "203.0.113.9:53"), ("[fd00:32:1::10]:5000", "[2001:db8:9::9]:53")] {
+        let pieces = testing::fragments(&testing::udp(src, dst, &[9; 4000]), 1280, 42);
+        assert_eq!(world.send(Ingress::Pods, pieces[0].clone()).0, Verdict::ToHost, "{:?}", world.drops());
+        let ports = world.outbox.masquerade_ports();
+        assert_eq!((ports.len(), ports[0].bind), (1, Bind::BeforeSending));
+        assert_eq!(world.flows.table().lookup(&ports[0].reply).unwrap().at, ports[0].flow);
+        assert_eq!(world.send(Ingress::Pods, pieces[1].clone()).0, Verdict::ToHost);
+        assert!(world.outbox.masquerade_ports().is_empty(), "once for each flow");
+    }
+    // One that is cut here goes out in fragments as well; one that is not does not.
+    for (len, bind) in [(4000, Bind::BeforeSending), (100, Bind::Soon)] {
+        world.send(Ingress::Pods, testing::udp(&format!("10.32.1.10:{}", 6000 + len), "203.0.113.9:53", &vec![9; len]));
+        assert_eq!(world.outbox.masquerade_ports().iter().map(|port| port.bind).collect::<Vec<_>>(), [bind]);
+    }
+}
+
+#[test]
 fn a_superframe_is_translated_once_and_a_partial_checksum_stays_partial() {
     let mut world = World::new();
     world.leaves(Ingress::Pods, opener(protocol::TCP, "10.32.1.11:5000", "10.96.0.10:80"), Verdict::ToPods);

@@ -14,12 +14,13 @@ pub(crate) mod rx;
 pub(crate) mod shared;
 mod tx;
 
+use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use mio::unix::SourceFd;
@@ -38,6 +39,7 @@ use self::shared::Shared;
 use self::tx::Tx;
 use crate::clock::Instant;
 use crate::netstack::route_own;
+use crate::ports::request_masqueraded;
 use crate::publish::{Reader, Session};
 use crate::udp::Receiver;
 
@@ -89,6 +91,7 @@ impl Station {
 pub(crate) fn run(shared: Arc<Shared>, mut station: Station) {
     let index = usize::from(station.id.0);
     let seat = &shared.seats[index];
+    panic_briefly();
     if let Some(cpu) = station.cpu {
         seat.pinned.store(pin_to(cpu).is_ok(), Ordering::Relaxed);
     }
@@ -104,6 +107,29 @@ pub(crate) fn run(shared: Arc<Shared>, mut station: Station) {
         }
     }
     seat.alive.store(false, Ordering::Relaxed);
+}
+
+thread_local! {
+    static PANICS_BRIEFLY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A panic of the calling thread is one line from now on, whatever `RUST_BACKTRACE` says: finding the names for a backtrace takes a
+/// quarter of a second, in which a worker forwards nothing. Other threads' panics are printed as before.
+fn panic_briefly() {
+    static HOOKED: Once = Once::new();
+    HOOKED.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !PANICS_BRIEFLY.get() {
+                return others(panic);
+            }
+            let thread = std::thread::current();
+            let message = panic.payload_as_str().unwrap_or("(no message)");
+            let at = panic.location().map(ToString::to_string).unwrap_or_default();
+            eprintln!("{} panicked at {at}: {message}; it starts again", thread.name().unwrap_or("a worker"));
+        }));
+    });
+    PANICS_BRIEFLY.set(true);
 }
 
 /// Binds the calling thread to `cpu`.
@@ -243,18 +269,13 @@ impl<'a> Judge<'a> {
         let before = Instant::read();
         self.lent.with(&mut self.slots, buffers, |packets| pipeline.run(&env, packets, verdicts, outbox));
         let judged = Instant::read();
+        request_masqueraded(self.shared, self.outbox.masquerade_ports());
         for (slot, verdict) in self.slots.iter().zip(&self.verdicts) {
             self.tx.carry_out(*verdict, slot, &self.tails, buffers, snapshot);
         }
         self.tx.flush(buffers);
         for (egress, packet) in self.outbox.iter() {
             self.tx.own(egress, packet, snapshot);
-        }
-        let ports = self.outbox.masquerade_ports();
-        if !ports.is_empty() {
-            let lost = ports.iter().filter(|port| self.shared.masquerade_ports.push(**port).is_err()).count();
-            self.shared.masquerade_ports_lost.fetch_add(lost as u64, Ordering::Relaxed);
-            self.shared.netstack.wake();
         }
         self.outbox.clear();
         self.counters.batches.add(1);

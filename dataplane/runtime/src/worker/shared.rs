@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
 
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
-use podgate_core::addr::Tuple;
 use podgate_core::counters::Counters;
-use podgate_core::flow::FlowRef;
+use podgate_core::pipeline::MasqueradePort;
+use socket2::Socket;
 
 use super::features::Offers;
 use super::handoff::{Inbox, Pool};
@@ -40,9 +40,12 @@ pub(crate) struct Shared {
     pub(crate) offers: Offers,
     /// Paths found to be narrower than their peer's MTU says: the peer's underlay address and the path's MTU.
     pub(crate) path_mtus: ArrayQueue<(IpAddr, u32)>,
-    /// UDP flows whose masquerade port wants a socket.
-    pub(crate) masquerade_ports: ArrayQueue<(FlowRef, Tuple)>,
+    /// UDP flows whose masquerade port wants a socket, or has one that a worker bound: the socket's own buffer holds what arrives until
+    /// the thread of the port sockets takes it over.
+    pub(crate) masquerade_ports: ArrayQueue<(MasqueradePort, Option<Socket>)>,
     pub(crate) masquerade_ports_lost: AtomicU64,
+    /// Masquerade ports that have a socket.
+    pub(crate) masquerade_sockets: AtomicU64,
     pub(crate) stop: AtomicBool,
 }
 
@@ -81,6 +84,7 @@ impl Shared {
             path_mtus: ArrayQueue::new(PATH_MTUS_LEN),
             masquerade_ports: ArrayQueue::new(MASQUERADE_PORTS_LEN),
             masquerade_ports_lost: AtomicU64::new(0),
+            masquerade_sockets: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         }
     }
