@@ -290,9 +290,7 @@ impl Lab {
         let mut work = Vec::new();
         for path in paths {
             for family in Family::BOTH {
-                // A gateway answers an echo to a VIP from the packet at hand: it does not put fragments together for that.
-                let probes = probes.iter().filter(|probe| path.echo != EchoBy::Gateway || **probe != Probe::IcmpFragments);
-                work.extend(probes.map(|probe| (path, family, *probe)));
+                work.extend(probes.iter().map(|probe| (path, family, *probe)));
             }
         }
         run_all(work, progress, |(path, family, probe)| self.check_path(path, family, probe))

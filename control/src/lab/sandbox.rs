@@ -141,11 +141,8 @@ fn outside(own: &str) -> Result<ExitCode, SandboxError> {
         write("/proc/self/uid_map", format!("0 {user} 1"))?;
         write("/proc/self/gid_map", format!("0 {group} 1"))?;
     }
-    // Waited for by sigwait below; the started process gets an empty mask from the standard library.
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
+    // Waited for below, and let through again inside.
+    let signals = signals();
     signals.thread_block().map_err(|errno| process("block signals")(errno.into()))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     // This process stays in the sandbox's mount namespace, so its root directory shows the sandbox to the rest of the machine.
@@ -167,8 +164,18 @@ fn outside(own: &str) -> Result<ExitCode, SandboxError> {
     }
 }
 
+/// What the process outside waits for. A process inherits its mask, so the one inside lets them through again.
+fn signals() -> SigSet {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals
+}
+
 fn inside(outer_pid: u32) -> Result<Sandbox, SandboxError> {
     let process = |doing| move |errno: nix::Error| SandboxError::Process { doing, source: errno.into() };
+    signals().thread_unblock().map_err(process("let signals through"))?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(process("ask to end with the process outside"))?;
     // If that one ended before the line above, nobody will tell us.
     if nix::unistd::getppid().as_raw() != 0 {

@@ -26,15 +26,17 @@ fn with_chain(lab: &Lab, chain: &str, work: impl FnOnce() -> Outcome) -> Outcome
         let output = node.run(|| Command::new("nft").arg(text).output())??;
         if output.status.success() { Ok(()) } else { Err(format!("nft {text}: {}", String::from_utf8_lossy(&output.stderr)).into()) }
     };
-    nft(&format!("table inet host {{ chain guard {{ {chain} }} }}"))?;
+    // nft wants lines.
+    nft(&format!("table inet host {{\nchain guard {{\n{chain}\n}}\n}}"))?;
     let outcome = work();
     nft("delete table inet host")?;
     outcome
 }
 
-/// Whether a path passes the forwarding hook of node-1: between its gateway and the outside.
+/// Whether a path passes the forwarding hook of node-1: between its gateway and the outside, which another node is too.
 fn forwarded(path: &Path) -> bool {
-    path.name.contains("outside") && path.group != "pods and nodes, no NAT"
+    let outside = path.name.contains("outside") || path.name == "node to another node's node port";
+    outside && path.group != "pods and nodes, no NAT"
 }
 
 /// Whether a path ends at a process of node-1, or at one of its sockets, coming from the gateway.
