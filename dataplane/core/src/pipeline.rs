@@ -162,10 +162,16 @@ impl Pipeline {
             env.flows.warm_record(*hash);
         }
         for (at, packet) in batch.iter_mut().enumerate() {
-            let verdict = self.parsed[at].and_then(|(parsed, hash)| self.judge(env, packet, &parsed, hash, outbox)).unwrap_or_else(Verdict::Drop);
-            if let Verdict::Drop(reason) = verdict {
-                env.counters.dropped(reason, 1);
-            }
+            let verdict = match self.parsed[at] {
+                Ok((parsed, hash)) => self.judge(env, packet, &parsed, hash, outbox).unwrap_or_else(|reason| {
+                    env.counters.dropped(reason, offload::wire_packets(packet, &parsed).into());
+                    Verdict::Drop(reason)
+                }),
+                Err(reason) => {
+                    env.counters.dropped(reason, 1);
+                    Verdict::Drop(reason)
+                }
+            };
             verdicts.push(verdict);
         }
     }

@@ -559,6 +559,19 @@ fn a_superframe_is_translated_once_and_a_partial_checksum_stays_partial() {
 }
 
 #[test]
+fn a_superframe_that_is_dropped_counts_its_segments() {
+    let world = &mut World::new();
+    let mut bytes = testing::partial(&testing::tcp("10.32.1.11:5000", "10.96.77.77:80", ACK, &vec![1; 40_000]));
+    let mut packet = testing::packet(&mut bytes, Ingress::Pods);
+    packet.offload = Offload { checksum: Checksum::Partial, gso: Gso::Tcp { size: 1400, ecn: false } };
+    let mut verdicts = Vec::new();
+    let env = Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, counters: &world.counters };
+    world.pipeline.run(&env, &mut [packet], &mut verdicts, &mut world.outbox);
+    assert_eq!(verdicts, [Verdict::Drop(DropReason::UnallocatedVip)]);
+    assert_eq!(world.counters.drops(DropReason::UnallocatedVip), 29);
+}
+
+#[test]
 fn probes_are_counted_and_go_no_further() {
     let mut world = World::new();
     let mut payload = world.snapshot.node.probe_token.to_be_bytes().to_vec();

@@ -34,7 +34,7 @@ use self::batch::{BATCH_LEN_MAX, Buffers, Lent, Slot};
 use self::features::Offers;
 use self::handoff::Parcel;
 use self::latency::Latency;
-use self::rx::{Progress, Rx};
+use self::rx::{Progress, Rx, TAILS_MAX};
 use self::shared::Shared;
 use self::tx::Tx;
 use crate::clock::Instant;
@@ -252,7 +252,7 @@ impl<'a> Judge<'a> {
             verdicts: Vec::with_capacity(BATCH_LEN_MAX),
             lent: Lent::new(BATCH_LEN_MAX),
             slots: Vec::with_capacity(BATCH_LEN_MAX),
-            tails: Vec::with_capacity(BATCH_LEN_MAX),
+            tails: Vec::with_capacity(TAILS_MAX),
             tx: Tx::new(shared, usize::from(id.0)),
             latency: Box::default(),
         }

@@ -25,6 +25,9 @@ const DATAGRAMS_MAX: usize = 128;
 
 const _: () = assert!(DATAGRAMS_MAX <= BATCH_LEN_MAX, "one message always fits a batch");
 
+/// Payloads behind the heads of merged frames, in one receive: frames are few then, but tails are not.
+pub(super) const TAILS_MAX: usize = MESSAGES_MAX * DATAGRAMS_MAX;
+
 /// Whether a source may have more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
@@ -69,9 +72,9 @@ impl Rx {
         let traffic = if ingress == Ingress::Pods { &judge.counters.pods_rx } else { &judge.counters.host_rx };
         self.arena.clear();
         let mut progress = Ok(Progress::More);
-        while judge.slots.len() < READS_MAX
-            && let Some(room) = self.arena.room()
-        {
+        // Reads are counted, not frames: those that are refused must not keep the worker here.
+        for _ in 0..READS_MAX {
+            let Some(room) = self.arena.room() else { break };
             match queue.read(room) {
                 Ok(Some((len, offload))) => {
                     let slot = Slot::whole(0, self.arena.keep(len), offload, ingress);
@@ -169,6 +172,7 @@ fn open(message: &Received, messages: &mut Messages, vni: u32, segments: &mut Ve
     let ingress = Ingress::Overlay(Outer { src: message.from.ip().into(), ecn: message.ecn });
     for frame in plan.frames() {
         let tails_at = judge.tails.len();
+        debug_assert!(tails_at + frame.tails.len() <= judge.tails.capacity(), "a worker does not allocate");
         judge.tails.extend_from_slice(&plan.tails()[frame.tails.clone()]);
         let tails = tails_at..judge.tails.len();
         let slot = Slot { buffer: message.buffer, head: frame.head.clone(), tails, tail_len: frame.tail_len, offload: frame.offload, ingress };

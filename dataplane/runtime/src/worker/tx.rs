@@ -100,7 +100,7 @@ impl<'a> Tx<'a> {
             Verdict::ToNetstack => {
                 let sent = self.hand_to(&self.shared.netstack, slot, tails, buffers.buffer(slot.buffer));
                 if !sent {
-                    self.counters.dropped(DropReason::NetstackFull, 1);
+                    self.counters.dropped(DropReason::NetstackFull, slot.packets(buffers.buffer(slot.buffer)));
                 }
             }
             Verdict::HandOff(worker) => {
