@@ -37,9 +37,17 @@ fn sysctl(path: &str, value: &str) {
     std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap_or_else(|error| panic!("{path}: {error}"));
 }
 
+/// The family of the nodes' own network.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wire {
+    V4,
+    V6,
+}
+
 /// One node: its own namespace, its gateway's, and two pods'.
 struct Node {
     number: u8,
+    wire: Wire,
     workers: u16,
     netns: Netns,
     gateway: Netns,
@@ -48,14 +56,17 @@ struct Node {
 }
 
 impl Node {
-    fn new(number: u8) -> Result<Node, Box<dyn std::error::Error>> {
+    fn new(number: u8, wire: Wire) -> Result<Node, Box<dyn std::error::Error>> {
         let flows = std::env::temp_dir().join(format!("podgate-test-{}-{:?}-{number}.flows", std::process::id(), thread::current().id()));
         let pods = [Netns::anonymous()?, Netns::anonymous()?];
-        Ok(Node { number, workers: 2, netns: Netns::anonymous()?, gateway: Netns::anonymous()?, pods, flows })
+        Ok(Node { number, wire, workers: 2, netns: Netns::anonymous()?, gateway: Netns::anonymous()?, pods, flows })
     }
 
     fn underlay(&self) -> IpAddr {
-        IpAddr::from([192, 0, 2, self.number])
+        match self.wire {
+            Wire::V4 => [192, 0, 2, self.number].into(),
+            Wire::V6 => [0x2001, 0xdb8, 0, 0, 0, 0, 0, self.number.into()].into(),
+        }
     }
 
     fn pod(&self, index: usize, v4: bool) -> IpAddr {
@@ -193,9 +204,13 @@ impl Drop for Node {
 
 /// Two nodes on one underlay, unless that is not permitted here.
 fn two_nodes() -> Option<(Node, Node)> {
+    two_nodes_over(Wire::V4)
+}
+
+fn two_nodes_over(wire: Wire) -> Option<(Node, Node)> {
     let nodes = || -> Result<(Node, Node), Box<dyn std::error::Error>> {
         Command::new("ip").arg("-V").output()?;
-        let nodes = (Node::new(1)?, Node::new(2)?);
+        let nodes = (Node::new(1, wire)?, Node::new(2, wire)?);
         Tun::open("probe", 1, &nodes.0.netns)?;
         Tun::remove("probe", &nodes.0.netns)?;
         Ok(nodes)
@@ -207,7 +222,10 @@ fn two_nodes() -> Option<(Node, Node)> {
         node.netns
             .run(|| {
                 ip("link set lo up");
-                ip(&format!("address add {}/24 dev wire", node.underlay()));
+                match wire {
+                    Wire::V4 => ip(&format!("address add {}/24 dev wire", node.underlay())),
+                    Wire::V6 => ip(&format!("address add {}/64 dev wire nodad", node.underlay())),
+                }
                 ip("link set wire up");
             })
             .unwrap();
@@ -270,6 +288,25 @@ fn datagram(from: &Netns, to: &Netns, address: IpAddr, len: usize) {
     server.send_to(&buffer[..len], source).unwrap();
     let len = client.recv(&mut buffer).unwrap();
     assert!(buffer[..len] == sent);
+}
+
+/// Datagrams of `size` bytes and a shorter one behind them, sent as one superframe, arrive as they were meant.
+fn superdatagram(from: &Netns, to: &Netns, address: IpAddr, size: u16, count: usize, last: usize) {
+    let server = to.run(|| UdpSocket::bind((address, 0)).unwrap()).unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let client = from.run(|| UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap()).unwrap();
+    let segment = libc::c_int::from(size);
+    let len = size_of_val(&segment) as libc::socklen_t;
+    // SAFETY: the kernel reads an int of that length from a live value; the descriptor is the socket's.
+    let set = unsafe { libc::setsockopt(client.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, (&raw const segment).cast(), len) };
+    assert_eq!(set, 0);
+    let sent = pattern(usize::from(size) * count + last);
+    client.send_to(&sent, server.local_addr().unwrap()).unwrap();
+    let mut buffer = vec![0; 65_536];
+    for expected in sent.chunks(size.into()) {
+        let len = server.recv(&mut buffer).unwrap();
+        assert!(buffer[..len] == *expected, "{len} bytes for {}", expected.len());
+    }
 }
 
 fn sum(runtime: &Runtime, value: impl Fn(&Counters) -> u64) -> u64 {
@@ -338,6 +375,36 @@ fn pods_talk(workers: u16) {
     }
     first.stop();
     second.stop();
+}
+
+#[test]
+fn superframes_cross_an_underlay_of_ipv6_and_udps_keep_their_boundaries() {
+    for wire in [Wire::V6, Wire::V4] {
+        let Some((one, two)) = two_nodes_over(wire) else { return };
+        let first = one.start(Some(&two), |_, _| {}).unwrap();
+        let second = two.start(Some(&one), |_, _| {}).unwrap();
+        for v4 in [true, false] {
+            for (to, address) in [(&one.pods[1], one.pod(1, v4)), (&two.pods[1], two.pod(1, v4))] {
+                datagram(&one.pods[0], to, address, 9000);
+                for (size, count, last) in [(1000, 10, 300), (1000, 10, 0), (1300, 40, 1), (100, 63, 7)] {
+                    superdatagram(&one.pods[0], to, address, size, count, last);
+                }
+                stream(&one.pods[0], to, address, 4 * MIB);
+            }
+        }
+        for (from, to) in [(&first, &second), (&second, &first)] {
+            let sent = || (sum(from, |c| c.overlay_tx.packets.value()), sum(from, |c| c.overlay_tx.bytes.value()));
+            let received = || (sum(to, |c| c.overlay_rx.packets.value()), sum(to, |c| c.overlay_rx.bytes.value()));
+            wait("what is sent is received", || sent() == received());
+        }
+        assert!(sum(&first, |c| c.overlay_tx.frames.value()) * 4 < sum(&first, |c| c.overlay_tx.packets.value()));
+        for runtime in [&first, &second] {
+            assert!(runtime.features().udp_gso.on && runtime.features().tso.on, "{:?}", runtime.features());
+            assert_eq!(runtime.features().udp_gso.refusals + runtime.features().tso.refusals + runtime.features().uso.refusals, 0);
+        }
+        first.stop();
+        second.stop();
+    }
 }
 
 #[test]

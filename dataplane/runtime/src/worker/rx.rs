@@ -176,7 +176,11 @@ fn open(message: &Received, messages: &mut Messages, vni: u32, segments: &mut Ve
         judge.tails.extend_from_slice(&plan.tails()[frame.tails.clone()]);
         let tails = tails_at..judge.tails.len();
         let slot = Slot { buffer: message.buffer, head: frame.head.clone(), tails, tail_len: frame.tail_len, offload: frame.offload, ingress };
-        count(&judge.counters.overlay_rx, slot.len(), u64::from(frame.segments));
         judge.slots.push(slot);
     }
+    // As the peer counted them: a merged frame's headers as often as they came.
+    let traffic = &judge.counters.overlay_rx;
+    traffic.frames.add(plan.frames().len() as u64);
+    traffic.packets.add(segments.len() as u64);
+    traffic.bytes.add(segments.iter().map(|segment| segment.len() as u64).sum());
 }
