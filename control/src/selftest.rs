@@ -17,7 +17,7 @@ use podgate_core::admit::PROBE_PORT;
 use podgate_runtime::netns::Netns;
 use serde::Serialize;
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{IpAddress, IpProtocol, IpRepr, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, UdpPacket, UdpRepr};
+use smoltcp::wire::{IpProtocol, IpRepr, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, UdpPacket, UdpRepr};
 
 /// How long one check may take: far above what a loaded machine needs, far below the interval.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -185,8 +185,8 @@ fn probe_packet((src, src_port): (IpAddr, u16), dst: IpAddr, token: u64, number:
     let header_len = packet.len() - payload_len;
     udp.emit(
         &mut UdpPacket::new_unchecked(&mut packet[header_len..]),
-        &IpAddress::from(ip.src_addr()),
-        &IpAddress::from(ip.dst_addr()),
+        &ip.src_addr(),
+        &ip.dst_addr(),
         payload.len(),
         |to| to.copy_from_slice(&payload),
         &checksums,
