@@ -42,7 +42,7 @@ const STATS64_TX_DROPPED: usize = 7;
 
 /// What the interface `name` is, if there is one.
 pub(crate) fn find(name: &str) -> io::Result<Option<Link>> {
-    match ask(libc::RTM_GETLINK, 0, name) {
+    match ask(libc::RTM_GETLINK, 0, name, None) {
         Ok(reply) => Ok(Some(parse_link(&reply))),
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
         Err(error) => Err(error),
@@ -51,13 +51,20 @@ pub(crate) fn find(name: &str) -> io::Result<Option<Link>> {
 
 /// Deletes the interface `name`.
 pub(crate) fn delete(name: &str) -> io::Result<()> {
-    ask(libc::RTM_DELLINK, libc::NLM_F_ACK as u16, name).map(|_| ())
+    ask(libc::RTM_DELLINK, libc::NLM_F_ACK as u16, name, None).map(|_| ())
 }
 
-/// Sends one request about `name` and returns the payload of its answer.
-fn ask(kind: u16, flags: u16, name: &str) -> io::Result<Vec<u8>> {
+/// Sets the length of the interface's queues, in packets. Unlike SIOCSIFTXQLEN, which only the machine's own root may use
+/// (net/core/dev_ioctl.c), this works in a user namespace too.
+pub(crate) fn set_queue_len(name: &str, packets: u32) -> io::Result<()> {
+    ask(libc::RTM_NEWLINK, libc::NLM_F_ACK as u16, name, Some((libc::IFLA_TXQLEN, packets))).map(|_| ())
+}
+
+/// Sends one request about `name`, with a number to be set if there is one, and returns the payload of its answer.
+fn ask(kind: u16, flags: u16, name: &str, number: Option<(u16, u32)>) -> io::Result<Vec<u8>> {
     let attribute_len = ATTRIBUTE_HEADER_LEN + name.len() + 1;
-    let len = NLMSG_HEADER_LEN + IFINFO_LEN + attribute_len.next_multiple_of(4);
+    let name_end = NLMSG_HEADER_LEN + IFINFO_LEN + attribute_len.next_multiple_of(4);
+    let len = name_end + number.map_or(0, |_| ATTRIBUTE_HEADER_LEN + 4);
     let mut request = Vec::with_capacity(len);
     request.extend((len as u32).to_ne_bytes());
     request.extend(kind.to_ne_bytes());
@@ -66,7 +73,12 @@ fn ask(kind: u16, flags: u16, name: &str) -> io::Result<Vec<u8>> {
     request.extend((attribute_len as u16).to_ne_bytes());
     request.extend(libc::IFLA_IFNAME.to_ne_bytes());
     request.extend(name.as_bytes());
-    request.resize(len, 0);
+    request.resize(name_end, 0);
+    if let Some((attribute, value)) = number {
+        request.extend((ATTRIBUTE_HEADER_LEN as u16 + 4).to_ne_bytes());
+        request.extend(attribute.to_ne_bytes());
+        request.extend(value.to_ne_bytes());
+    }
 
     let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
     socket.write_all(&request)?;

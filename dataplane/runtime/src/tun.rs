@@ -238,7 +238,8 @@ impl Tun {
             .map_err(|errno| tun.shared.failed("setting the header's size (TUNSETVNETHDRSZ)")(errno.into()))?;
         tun.offer_offloads()?;
         if found.is_none() {
-            set_queue_len(name).map_err(tun.shared.failed("setting the length of its queues"))?;
+            // The queues that exist already are resized with it (drivers/net/tun.c, tun_queue_resize).
+            link::set_queue_len(name, QUEUE_LEN).map_err(tun.shared.failed("setting the length of its queues"))?;
         }
         tun.configure("making it persistent", tun::Device::persist)?;
         Ok(tun)
@@ -438,16 +439,6 @@ fn wrong_kind(name: &str, link: &Link) -> TunError {
     TunError::WrongKind { name: name.to_owned(), found }
 }
 
-/// netdevice(7). The queues that exist already are resized with it (drivers/net/tun.c, tun_queue_resize).
-fn set_queue_len(name: &str) -> io::Result<()> {
-    let control = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)?;
-    let mut request = request(name)?;
-    request.ifr_ifru.ifru_metric = QUEUE_LEN as libc::c_int;
-    // SAFETY: a socket of any family will do, and of this thread's namespace; the kernel reads one ifreq from the pointer, its number from the union's first four bytes.
-    unsafe { ioctl::set_queue_len(control.as_raw_fd(), &request) }?;
-    Ok(())
-}
-
 pub(crate) fn request(name: &str) -> io::Result<libc::ifreq> {
     if name.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -469,7 +460,6 @@ mod ioctl {
     nix::ioctl_readwrite_bad!(set_interface, nix::request_code_write!(b'T', 202, size_of::<c_int>()), ifreq);
     nix::ioctl_write_int!(set_offload, b'T', 208);
     nix::ioctl_write_ptr!(set_vnet_header_size, b'T', 216, c_int);
-    nix::ioctl_write_ptr_bad!(set_queue_len, libc::SIOCSIFTXQLEN, ifreq);
     nix::ioctl_write_ptr_bad!(set_queue, nix::request_code_write!(b'T', 217, size_of::<c_int>()), ifreq);
 }
 
