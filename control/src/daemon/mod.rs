@@ -1,6 +1,6 @@
 //! The daemon: brings the node's gateway up, and keeps it as the cluster and the machine want it.
 //!
-//! One thread, no locks. [`run`] takes the stages in the order in which they depend on each other; from then on [`Daemon::refresh`] is
+//! One thread, no locks. [`run`] takes the stages in the order in which they depend on each other; from then on `Daemon::refresh` is
 //! called whenever anything changed (the cluster's objects, the machine's addresses, the pods), and compares desired with published
 //! state: it never trusts a delta.
 

@@ -1,6 +1,6 @@
 //! Policy routing: what brings packets to the two TUNs, and nothing else.
 //!
-//! [`desired`] turns a plan into rules and routes, purely; [`apply`] makes the kernel agree, changing only what differs, in an
+//! [`desired`] turns a plan into rules and routes, purely; [`apply()`] makes the kernel agree, changing only what differs, in an
 //! order in which the node is reachable and the pods are closed in at every step; [`reconcile`] repeats that whenever somebody
 //! changes something. The tables are design decision D1:
 //!

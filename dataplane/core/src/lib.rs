@@ -5,6 +5,26 @@
 //! about a gateway (translation, checksums, fragments, expiry) is tested here with literal packets.
 //!
 //! The modules stand in the order in which a packet meets them; [`pipeline`] is the page to read first.
+//!
+//! ```
+//! use podgate_core::nat;
+//! use podgate_core::packet::{Ingress, Offload, Packet};
+//! use podgate_core::parse::parse;
+//!
+//! // UDP from 10.32.1.10:40000 to the VIP 10.96.0.10:53, without a UDP checksum (RFC 768).
+//! let mut bytes = [
+//!     0x45, 0, 0, 28, 0, 1, 0, 0, 64, 17, 0, 0, 10, 32, 1, 10, 10, 96, 0, 10, //
+//!     0x9c, 0x40, 0, 53, 0, 8, 0, 0,
+//! ];
+//! let packet = Packet { head: &mut bytes, tail_len: 0, offload: Offload::default(), ingress: Ingress::Pods };
+//! let parsed = parse(&packet).unwrap();
+//! assert_eq!(format!("{:?}", parsed.tuple), "17 10.32.1.10:40000 > 10.96.0.10:53");
+//!
+//! let mut to = parsed.tuple;
+//! to.dst = std::net::Ipv4Addr::new(10, 32, 2, 7).into();
+//! nat::translate(packet.head, &parsed, packet.offload.checksum, &to);
+//! assert_eq!(bytes[16..20], [10, 32, 2, 7]);
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod pipeline;
