@@ -2,7 +2,7 @@
 //!
 //! Skipped, with the reason printed, where namespaces or TUN devices are not permitted, or there is no `ip` (iproute2).
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -267,6 +267,16 @@ fn stream(from: &Netns, to: &Netns, address: IpAddr, len: usize) {
     });
 }
 
+/// The next datagram. A wait with a timeout is not taken up again after a signal (signal(7)).
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> (usize, SocketAddr) {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            received => return received.unwrap(),
+        }
+    }
+}
+
 /// A datagram there and back over connected sockets.
 fn datagram(from: &Netns, to: &Netns, address: IpAddr, len: usize) {
     let server = to.run(|| UdpSocket::bind((address, 0)).unwrap()).unwrap();
@@ -283,10 +293,10 @@ fn datagram(from: &Netns, to: &Netns, address: IpAddr, len: usize) {
     }
     let (sent, mut buffer) = (pattern(len), vec![0; 65_536]);
     client.send(&sent).unwrap();
-    let (len, source) = server.recv_from(&mut buffer).unwrap();
+    let (len, source) = receive(&server, &mut buffer);
     assert!(buffer[..len] == sent);
     server.send_to(&buffer[..len], source).unwrap();
-    let len = client.recv(&mut buffer).unwrap();
+    let (len, _) = receive(&client, &mut buffer);
     assert!(buffer[..len] == sent);
 }
 
@@ -304,7 +314,7 @@ fn superdatagram(from: &Netns, to: &Netns, address: IpAddr, size: u16, count: us
     client.send_to(&sent, server.local_addr().unwrap()).unwrap();
     let mut buffer = vec![0; 65_536];
     for expected in sent.chunks(size.into()) {
-        let len = server.recv(&mut buffer).unwrap();
+        let (len, _) = receive(&server, &mut buffer);
         assert!(buffer[..len] == *expected, "{len} bytes for {}", expected.len());
     }
 }
@@ -573,7 +583,7 @@ fn a_node_ports_datagrams_in_fragments_reach_the_backend_and_a_port_that_is_take
     let sent = pattern(9000);
     outside.send_to(&sent, ours).unwrap();
     let mut buffer = vec![0; 65_536];
-    let (len, from) = server.recv_from(&mut buffer).unwrap();
+    let (len, from) = receive(&server, &mut buffer);
     assert!(buffer[..len] == sent);
     assert_eq!(from.ip(), one.gateway_address(true), "a client from outside is masqueraded by the gateway's own address");
 }
@@ -627,12 +637,16 @@ fn a_pods_first_datagram_to_the_outside_and_its_answer_both_in_fragments_arrive(
 fn workers_whose_tuns_are_deleted_say_so_and_rest() {
     let Some((one, two)) = two_nodes() else { return };
     let runtime = one.start(Some(&two), |_, _| {}).unwrap();
+    let second = two.start(Some(&one), |_, _| {}).unwrap();
     datagram(&one.pods[0], &one.pods[1], one.pod(1, true), 100);
     let workers = threads_in(&one.netns, "worker-");
     assert_eq!(workers.len(), 2);
     one.gateway.run(|| ip("link del pods")).unwrap();
     wait("every worker has noticed", || runtime.workers().iter().all(|worker| worker.read_error == libc::EBADFD));
     assert!(runtime.inject_pods(&[0x45; 20]).is_err());
+    let far = two.pods[0].run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    far.send_to(&[0; 100], (one.pod(0, true), 9)).unwrap();
+    wait("what cannot be written is a drop with a name", || sum(&runtime, |counters| counters.drops(DropReason::WritePods)) == 1);
     one.netns.run(|| ip("link del podgate")).unwrap();
     // Pods go on sending, which nobody reads; a worker that starts anew meets the same.
     runtime.crash_worker(WorkerId(0));
@@ -646,6 +660,7 @@ fn workers_whose_tuns_are_deleted_say_so_and_rest() {
     let used = cpu_time(&workers) - before;
     assert!(used < Duration::from_millis(50), "{used:?} of CPU in half a second with nothing to do");
     assert!(runtime.workers().iter().all(|worker| worker.alive && worker.silent_ms < 1000));
+    second.stop();
     let stopping = Instant::now();
     runtime.stop();
     assert!(stopping.elapsed() < Duration::from_secs(2), "{:?}", stopping.elapsed());
