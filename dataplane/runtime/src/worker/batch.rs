@@ -112,33 +112,43 @@ impl Buffers for Arena {
     }
 }
 
-/// One buffer for each message of a receive from the overlay.
+/// One buffer in which each message of a receive from the overlay has its place.
 pub(crate) struct Messages {
     bytes: Box<[u8]>,
-    count: usize,
 }
 
-/// From one message's buffer to the next: not a power of two, so that the headers of a batch do not all fall into the same few
+/// From one message's place to the next: not a power of two, so that the headers of a batch do not all fall into the same few
 /// sets of the caches.
 const MESSAGE_STRIDE: usize = crate::udp::RECEIVE_LEN_MAX + 320;
 
 impl Messages {
+    /// With places for `count` messages. Memory is taken as places are used: those behind the first few only while messages are small.
     pub(crate) fn new(count: usize) -> Messages {
-        Messages { bytes: vec![0; count * MESSAGE_STRIDE].into_boxed_slice(), count }
+        Messages { bytes: vec![0; count * MESSAGE_STRIDE].into_boxed_slice() }
+    }
+
+    /// The places of the first `count` messages.
+    pub(crate) fn places(&mut self, count: usize) -> impl Iterator<Item = &mut [u8]> {
+        self.bytes.chunks_exact_mut(MESSAGE_STRIDE).take(count)
+    }
+
+    /// Where the place of message `index` begins.
+    pub(crate) fn place_at(index: usize) -> usize {
+        index * MESSAGE_STRIDE
     }
 }
 
 impl Buffers for Messages {
-    fn buffer(&self, index: usize) -> &[u8] {
-        &self.bytes[index * MESSAGE_STRIDE..(index + 1) * MESSAGE_STRIDE]
+    fn buffer(&self, _index: usize) -> &[u8] {
+        &self.bytes
     }
 
-    fn buffer_mut(&mut self, index: usize) -> &mut [u8] {
-        &mut self.bytes[index * MESSAGE_STRIDE..(index + 1) * MESSAGE_STRIDE]
+    fn buffer_mut(&mut self, _index: usize) -> &mut [u8] {
+        &mut self.bytes
     }
 
     fn each_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        self.bytes.chunks_exact_mut(MESSAGE_STRIDE).take(self.count)
+        std::iter::once(&mut self.bytes[..])
     }
 }
 

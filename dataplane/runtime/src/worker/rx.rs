@@ -9,7 +9,7 @@ use podgate_core::packet::{Ingress, Outer};
 use podgate_core::verdict::DropReason;
 
 use super::Judge;
-use super::batch::{Arena, BATCH_LEN_MAX, Buffers, Messages, READS_MAX, Slot};
+use super::batch::{Arena, BATCH_BYTES_MAX, BATCH_LEN_MAX, Buffers, Messages, READS_MAX, Slot};
 use super::features::Offer;
 use super::handoff::{Inbox, Origin};
 use super::tx::count;
@@ -17,16 +17,20 @@ use crate::clock::Instant;
 use crate::tun::Queue;
 use crate::udp::{Received, Receiver};
 
-/// Messages in one receive from the overlay: up to half a megabyte where peers send superframes.
-pub(crate) const MESSAGES_MAX: usize = 8;
+/// Messages in one receive from the overlay at most: single datagrams, where neither the sender nor a card's driver joined them.
+pub(crate) const MESSAGES_MAX: usize = 64;
 
-/// Datagrams that are looked at in one message; the kernel joins at most 64 (`UDP_GRO_CNT_MAX`).
+/// Messages in one receive at least: up to half a megabyte where peers send superframes.
+const MESSAGES_MIN: usize = 8;
+
+/// Datagrams that are looked at in one message, and merged at once; the kernel joins at most 64 (`UDP_GRO_CNT_MAX`).
 const DATAGRAMS_MAX: usize = 128;
 
 const _: () = assert!(DATAGRAMS_MAX <= BATCH_LEN_MAX, "one message always fits a batch");
 
-/// Payloads behind the heads of merged frames, in one receive: frames are few then, but tails are not.
-pub(super) const TAILS_MAX: usize = MESSAGES_MAX * DATAGRAMS_MAX;
+/// Payloads behind the heads of merged frames, in one batch: frames are few then, but tails are not. Eight messages of superframes have
+/// some four hundred.
+pub(super) const TAILS_MAX: usize = 512;
 
 /// Whether a source may have more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +45,8 @@ pub(crate) enum Progress {
 pub(crate) struct Rx {
     arena: Arena,
     messages: Messages,
+    /// How many messages the next receive asks for, by how long the last ones were: as many as fill a batch.
+    wanted: usize,
     received: Vec<Received>,
     segments: Vec<Range<usize>>,
     merge: MergePlan,
@@ -51,6 +57,7 @@ impl Rx {
         Rx {
             arena: Arena::new(),
             messages: Messages::new(MESSAGES_MAX),
+            wanted: MESSAGES_MIN,
             received: Vec::with_capacity(MESSAGES_MAX),
             segments: Vec::with_capacity(DATAGRAMS_MAX),
             merge: MergePlan::new(DATAGRAMS_MAX, Merging::On, Merging::On),
@@ -132,35 +139,51 @@ impl Rx {
     }
 
     /// A batch from peers: opened, and merged into superframes where the TUNs take them.
+    ///
+    /// Neighbouring datagrams are merged whether or not they came in one message: without GRO below the socket each comes alone, and a
+    /// write, a route and a TCP input for each would cost five times the underlay.
     pub(super) fn overlay(&mut self, receiver: &mut Receiver, judge: &mut Judge<'_>) -> io::Result<Progress> {
         let started = Instant::read();
         self.received.clear();
-        let count = receiver.recv(self.messages.each_mut(), &mut self.received)?;
+        let wanted = self.wanted;
+        let count = receiver.recv(self.messages.places(wanted), &mut self.received)?;
+        let bytes: usize = self.received.iter().map(|message| message.len).sum();
+        if let Some(mean) = bytes.checked_div(self.received.len()) {
+            self.wanted = (BATCH_BYTES_MAX / mean.max(1)).clamp(MESSAGES_MIN, MESSAGES_MAX);
+        }
         let merging = |offer: &Offer| if offer.on() { Merging::On } else { Merging::Off };
         self.merge.tcp = merging(&judge.offers().tso);
         self.merge.udp = merging(&judge.offers().uso);
         let vni = judge.session.refresh().node.overlay_vni;
+        self.segments.clear();
+        let mut ingress = None;
         for message in &self.received {
-            // Messages of many small datagrams that cannot be merged fill more than one batch.
-            if judge.slots.len() + message.datagrams().min(DATAGRAMS_MAX) > BATCH_LEN_MAX {
-                judge.run(&mut self.messages, started);
+            let from = Outer { src: message.from.ip().into(), ecn: message.ecn };
+            // What is merged is judged as one, so it has one sender and one congestion mark.
+            let full = self.segments.len() + message.datagrams() > DATAGRAMS_MAX;
+            if let Some(before) = ingress.replace(from)
+                && (full || before != from)
+            {
+                append(before, &mut self.messages, &mut self.segments, &mut self.merge, judge, started);
             }
-            open(message, &mut self.messages, vni, &mut self.segments, &mut self.merge, judge);
+            open(message, &self.messages, vni, &mut self.segments, judge);
+        }
+        if let Some(from) = ingress {
+            append(from, &mut self.messages, &mut self.segments, &mut self.merge, judge, started);
         }
         judge.run(&mut self.messages, started);
         // Fewer than there was room for: recvmmsg has seen the end.
-        Ok(if count < MESSAGES_MAX { Progress::Dry } else { Progress::More })
+        Ok(if count < wanted { Progress::Dry } else { Progress::More })
     }
 }
 
-/// Opens the datagrams of one message, merges what may be merged and appends the frames to the batch.
-fn open(message: &Received, messages: &mut Messages, vni: u32, segments: &mut Vec<Range<usize>>, plan: &mut MergePlan, judge: &mut Judge<'_>) {
-    let buffer = messages.buffer_mut(message.buffer);
-    segments.clear();
+/// Opens the datagrams of one message and adds the packets in them to `segments`.
+fn open(message: &Received, messages: &Messages, vni: u32, segments: &mut Vec<Range<usize>>, judge: &Judge<'_>) {
+    let place = Messages::place_at(message.buffer);
     let datagrams = message.datagrams();
     for index in 0..datagrams.min(DATAGRAMS_MAX) {
-        let (start, end) = (index * message.segment, ((index + 1) * message.segment).min(message.len));
-        match decap::open(&buffer[start..end], vni) {
+        let (start, end) = (place + index * message.segment, place + ((index + 1) * message.segment).min(message.len));
+        match decap::open(&messages.buffer(0)[start..end], vni) {
             Ok(inner) => segments.push(start + inner..end),
             Err(reason) => judge.counters.dropped(reason, 1),
         }
@@ -168,14 +191,22 @@ fn open(message: &Received, messages: &mut Messages, vni: u32, segments: &mut Ve
     if datagrams > DATAGRAMS_MAX {
         judge.counters.dropped(DropReason::OverlayBadHeader, (datagrams - DATAGRAMS_MAX) as u64);
     }
-    merge(buffer, segments, plan);
-    let ingress = Ingress::Overlay(Outer { src: message.from.ip().into(), ecn: message.ecn });
+}
+
+/// Merges what may be merged of `segments`, which are of one sender, and appends the frames to the batch. Leaves `segments` empty.
+fn append(from: Outer, messages: &mut Messages, segments: &mut Vec<Range<usize>>, plan: &mut MergePlan, judge: &mut Judge<'_>, started: Instant) {
+    // Small datagrams that cannot be merged fill more than one batch.
+    if judge.slots.len() + segments.len() > BATCH_LEN_MAX || judge.tails.len() + segments.len() > TAILS_MAX {
+        judge.run(messages, started);
+    }
+    merge(messages.buffer_mut(0), segments, plan);
+    let ingress = Ingress::Overlay(from);
     for frame in plan.frames() {
         let tails_at = judge.tails.len();
         debug_assert!(tails_at + frame.tails.len() <= judge.tails.capacity(), "a worker does not allocate");
         judge.tails.extend_from_slice(&plan.tails()[frame.tails.clone()]);
         let tails = tails_at..judge.tails.len();
-        let slot = Slot { buffer: message.buffer, head: frame.head.clone(), tails, tail_len: frame.tail_len, offload: frame.offload, ingress };
+        let slot = Slot { buffer: 0, head: frame.head.clone(), tails, tail_len: frame.tail_len, offload: frame.offload, ingress };
         judge.slots.push(slot);
     }
     // As the peer counted them: a merged frame's headers as often as they came.
@@ -183,4 +214,5 @@ fn open(message: &Received, messages: &mut Messages, vni: u32, segments: &mut Ve
     traffic.frames.add(plan.frames().len() as u64);
     traffic.packets.add(segments.len() as u64);
     traffic.bytes.add(segments.iter().map(|segment| segment.len() as u64).sum());
+    segments.clear();
 }
