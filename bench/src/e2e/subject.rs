@@ -9,7 +9,7 @@ use anyhow::Context;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use podgate::lab::machine::ETH0;
 use podgate::lab::node::NodeSettings;
-use podgate::lab::{Lab, Node, Pod, Sandbox};
+use podgate::lab::{Lab, Pod, Sandbox};
 use podgate::netlink::sysctl::{self, Key};
 use podgate::netlink::{
     AddressSpec, Family, LinkKind, LinkSettings, NeighbourSpec, Netlink, NewLink, RouteSpec, RuleAction, RuleSpec, TABLE_MAIN, VxlanMode, VxlanSpec,
@@ -35,32 +35,46 @@ pub enum Place {
 pub enum Subject {
     /// Podgate, on two nodes of a [`Lab`].
     Podgate,
-    /// Podgate over an underlay that segments in software, as with a card without UDP segmentation.
+    /// Podgate over [`Uplink::Segmented`].
     PodgateSegmented,
+    /// Podgate over [`Uplink::Card`].
+    PodgateCard,
     /// The kernel: veth and bridge.
     Bridge,
     /// veth, policy routing and a TUN, with no logic behind it.
     Reflector,
-    /// The kernel: VXLAN whose superframes pass the underlay whole, as on a card with tunnel offload.
+    /// The kernel: VXLAN over [`Uplink::Whole`].
     Vxlan,
-    /// The kernel: VXLAN that segments in software, as on a card without.
+    /// VXLAN over [`Uplink::Segmented`].
     VxlanSegmented,
+    /// VXLAN over [`Uplink::Card`].
+    VxlanCard,
 }
 
 impl Subject {
     /// All of them.
-    pub const ALL: [Subject; 6] =
-        [Subject::Podgate, Subject::Bridge, Subject::Reflector, Subject::Vxlan, Subject::VxlanSegmented, Subject::PodgateSegmented];
+    pub const ALL: [Subject; 8] = [
+        Subject::Podgate,
+        Subject::Bridge,
+        Subject::Reflector,
+        Subject::Vxlan,
+        Subject::VxlanSegmented,
+        Subject::PodgateSegmented,
+        Subject::VxlanCard,
+        Subject::PodgateCard,
+    ];
 
     /// Its name on the command line and in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Subject::Podgate => "podgate",
             Subject::PodgateSegmented => "podgate-segmented",
+            Subject::PodgateCard => "podgate-card",
             Subject::Bridge => "bridge",
             Subject::Reflector => "reflector",
             Subject::Vxlan => "vxlan",
             Subject::VxlanSegmented => "vxlan-segmented",
+            Subject::VxlanCard => "vxlan-card",
         }
     }
 
@@ -69,9 +83,29 @@ impl Subject {
         match self {
             Subject::Podgate => true,
             Subject::Bridge | Subject::Reflector => matches!(place, Place::SameNode),
-            Subject::PodgateSegmented | Subject::Vxlan | Subject::VxlanSegmented => matches!(place, Place::BetweenNodes),
+            _ => matches!(place, Place::BetweenNodes),
         }
     }
+
+    /// What its nodes' uplinks do.
+    const fn uplink(self) -> Uplink {
+        match self {
+            Subject::PodgateSegmented | Subject::VxlanSegmented => Uplink::Segmented,
+            Subject::PodgateCard | Subject::VxlanCard => Uplink::Card,
+            _ => Uplink::Whole,
+        }
+    }
+}
+
+/// What the nodes' uplinks (veths) do with superframes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Uplink {
+    /// They pass whole, as between cards with every offload.
+    Whole,
+    /// They are cut in software by the sender and arrive as single packets.
+    Segmented,
+    /// They are cut in software by the sender, and what arrives goes through GRO, as the driver of any card does it.
+    Card,
 }
 
 /// Every subject, built and idle.
@@ -123,17 +157,15 @@ impl Bed {
         for subject in subjects.iter().filter(|subject| places.iter().any(|place| subject.carries(*place))) {
             let built = match subject {
                 Subject::Podgate => continue,
-                Subject::PodgateSegmented => {
-                    let segmented = cluster(*subject).context("cannot build Podgate's second cluster")?;
-                    for node in segmented.lab.nodes() {
-                        switch_off(&segmented.lab, node, &["tx-udp-segmentation", "tx-generic-segmentation"])?;
-                    }
-                    bed.clusters.insert(*subject, segmented);
+                Subject::PodgateSegmented | Subject::PodgateCard => {
+                    let built = cluster(*subject).with_context(|| format!("cannot build the cluster of {}", subject.name()))?;
+                    subject.uplink().set_up(&built.lab)?;
+                    bed.clusters.insert(*subject, built);
                     continue;
                 }
                 Subject::Bridge => bridge(mtu),
                 Subject::Reflector => reflector(mtu),
-                Subject::Vxlan | Subject::VxlanSegmented => vxlan(sandbox, binary, *subject, mtu),
+                Subject::Vxlan | Subject::VxlanSegmented | Subject::VxlanCard => vxlan(sandbox, binary, *subject, mtu),
             };
             bed.peers.insert(*subject, built.with_context(|| format!("cannot build {}", subject.name()))?);
         }
@@ -225,6 +257,7 @@ fn reflector(mtu: u32) -> anyhow::Result<Peer> {
 /// Two nodes, each with a bridge that holds a pod and a VXLAN device to the other.
 fn vxlan(sandbox: &Sandbox, binary: &Path, subject: Subject, mtu: u32) -> anyhow::Result<Peer> {
     let lab = Lab::builder(sandbox, binary).named(subject.name()).machines()?;
+    subject.uplink().set_up(&lab)?;
     let pod = |number: usize, other: usize, address: Ipv4Addr| -> anyhow::Result<Netns> {
         let node = lab.node(number);
         let netlink = node.machine().netlink()?;
@@ -243,21 +276,33 @@ fn vxlan(sandbox: &Sandbox, binary: &Path, subject: Subject, mtu: u32) -> anyhow
         attach(&netlink, "pod", &pod, mtu, settings)?;
         theirs.set_link(ETH0, &LinkSettings::new().up())?;
         theirs.add_address(&AddressSpec::new(ETH0, network(address, 24)))?;
-        if subject == Subject::VxlanSegmented {
-            switch_off(&lab, node, &["tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation", "tx-generic-segmentation"])?;
-        }
         Ok(pod)
     };
     Ok(Peer { from: pod(1, 2, FROM)?, to: pod(2, 1, TO)?, _alive: Alive { _nodes: Some(lab), ..Alive::default() } })
 }
 
-/// Switches offloads of a node's uplink off, and makes sure that they are.
-fn switch_off(lab: &Lab, node: &Node, names: &[&str]) -> anyhow::Result<()> {
-    lab.set_offloads(node, &names.iter().map(|name| (*name, Switch::Off)).collect::<Vec<_>>())?;
-    let features = node.machine().run(|| ethtool::features(ETH0))??;
-    let still = features.iter().find(|feature| feature.active && names.contains(&feature.name.as_str()));
-    anyhow::ensure!(still.is_none(), "{still:?} cannot be switched off on the underlay");
-    Ok(())
+impl Uplink {
+    /// Switches the offloads of every node's uplink, and makes sure that they are as they should be.
+    fn set_up(self, lab: &Lab) -> anyhow::Result<()> {
+        const SEGMENTATION: [&str; 4] = ["tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation", "tx-udp-segmentation", "tx-generic-segmentation"];
+        // A veth gives to GRO only what comes from an end that segments no TCP either (veth_skb_is_eligible_for_gro).
+        const TCP: [&str; 4] = ["tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation", "tx-tcp6-segmentation"];
+        let off = |names: &[&'static str]| names.iter().map(|name| (*name, Switch::Off)).collect::<Vec<_>>();
+        let wanted = match self {
+            Uplink::Whole => return Ok(()),
+            Uplink::Segmented => off(&SEGMENTATION),
+            Uplink::Card => [off(&SEGMENTATION), off(&TCP), vec![("rx-gro", Switch::On)]].concat(),
+        };
+        for node in lab.nodes() {
+            lab.set_offloads(node, &wanted)?;
+            let features = node.machine().run(|| ethtool::features(ETH0))??;
+            for (name, switch) in &wanted {
+                let set = features.iter().any(|feature| feature.name == *name && feature.active == (*switch == Switch::On));
+                anyhow::ensure!(set, "{name} cannot be switched {switch:?} on the uplink of {}", node.name());
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A fresh namespace with loopback up, and a handle on it.
