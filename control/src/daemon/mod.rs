@@ -96,6 +96,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         anyhow::bail!("`attach: tun` is not built yet: leave `attach` out, or say `attach: veth`");
     }
     let _lock = lock(&config.runtime_dir)?;
+    raise_file_limit();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut source = source::start(&config.source).await?;
@@ -191,6 +192,16 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     daemon.dataplane.borrow_mut().take();
     let _ = std::fs::remove_file(daemon.config.socket());
     Ok(())
+}
+
+/// Sockets for masqueraded datagrams in fragments are many; the usual soft limit of 1,024 descriptors is there for select(2), which nobody
+/// here calls.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// The kernel's side of the gateway.

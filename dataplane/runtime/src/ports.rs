@@ -13,13 +13,16 @@ use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
+use podgate_core::addr::protocol;
 use podgate_core::counters::Counters;
-use podgate_core::flow::FlowRef;
+use podgate_core::flow::{FlowRef, Kind};
 use podgate_core::packet::{Ingress, Offload};
 use podgate_core::pipeline::{Bind, MasqueradePort};
 use podgate_core::snapshot::Snapshot;
 use podgate_core::verdict::DropReason;
 use podgate_core::wire::ip::Family;
+
+use socket2::Socket;
 
 use crate::clock::Instant;
 use crate::netstack::{Netstack, StatusPage};
@@ -120,7 +123,19 @@ impl Ports {
         let stack = Netstack::new(mtu, page, Instant::read().ms());
         let (wanted, masqueraded) = (Vec::new(), HashMap::new());
         let buffer = vec![0; PACKET_LEN_MAX].into_boxed_slice();
-        Ok(Ports { shared, wishes, poll, stack, sockets, icmp, icmp_problems, wanted, masqueraded, buffer })
+        let mut ports = Ports { shared, wishes, poll, stack, sockets, icmp, icmp_problems, wanted, masqueraded, buffer };
+        ports.adopt_flows();
+        Ok(ports)
+    }
+
+    /// Binds the ports of flows that a predecessor masqueraded, before any of their replies can be refused.
+    fn adopt_flows(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let live = shared.flows.table().views(Instant::read().now()).map(|view| view.flow);
+        for flow in live.filter(|flow| flow.kind == Kind::Masquerade && flow.original.protocol == protocol::UDP) {
+            self.serve_masqueraded(MasqueradePort { flow: flow.at, reply: flow.reply, bind: Bind::Soon }, None);
+        }
+        self.shared.masquerade_sockets.store(self.masqueraded.len() as u64, Ordering::Relaxed);
     }
 
     /// The thread's work, until it is told to stop.
@@ -185,23 +200,28 @@ impl Ports {
         let requests = std::iter::from_fn(|| self.shared.masquerade_ports.pop());
         let (bound, unbound): (Vec<_>, Vec<_>) = requests.partition(|(_, socket)| socket.is_some());
         for (port, socket) in bound.into_iter().chain(unbound) {
-            let address = masquerade_address(&port);
-            if let Some(flows) = self.masqueraded.get_mut(&address) {
-                flows.push(port.flow);
-                continue;
-            }
-            let room = self.masqueraded.len() < MASQUERADE_SOCKETS_MAX;
-            let bind = |sockets: &mut PortSockets| match socket {
-                Some(socket) => sockets.adopt(address, socket),
-                None => sockets.bind_one(address),
-            };
-            if room && bind(&mut self.sockets).is_ok() {
-                self.masqueraded.insert(address, vec![port.flow]);
-            } else {
-                self.shared.masquerade_ports_lost.fetch_add(1, Ordering::Relaxed);
-            }
+            self.serve_masqueraded(port, socket);
         }
         self.shared.masquerade_sockets.store(self.masqueraded.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Has a socket for one flow's replies, if there is room for it: `socket`, if a worker has bound it already.
+    fn serve_masqueraded(&mut self, port: MasqueradePort, socket: Option<Socket>) {
+        let address = masquerade_address(&port);
+        if let Some(flows) = self.masqueraded.get_mut(&address) {
+            flows.push(port.flow);
+            return;
+        }
+        let room = self.masqueraded.len() < MASQUERADE_SOCKETS_MAX;
+        let bind = |sockets: &mut PortSockets| match socket {
+            Some(socket) => sockets.adopt(address, socket),
+            None => sockets.bind_one(address),
+        };
+        if room && bind(&mut self.sockets).is_ok() {
+            self.masqueraded.insert(address, vec![port.flow]);
+        } else {
+            self.shared.masquerade_ports_lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Gives back the ports whose flows are all over.
