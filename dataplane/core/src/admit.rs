@@ -47,13 +47,14 @@ pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> R
     if !(Scope::of(dst) == Scope::Unicast || Scope::of(dst) == Scope::LinkLocal && dst.is_v4()) {
         return Err(DropReason::MartianDestination);
     }
+    // Sockets bring copies of what the node itself takes from its links.
+    if packet.ingress != Ingress::Socket && is_link_business(parsed) {
+        return Err(DropReason::IcmpForbidden);
+    }
     match packet.ingress {
         Ingress::Pods => {
             if snapshot.pods.get(src).is_none() {
                 return Err(DropReason::SpoofedByPod);
-            }
-            if is_link_business(parsed) {
-                return Err(DropReason::IcmpForbidden);
             }
             Ok(Sender::Pod)
         }
@@ -63,6 +64,9 @@ pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> R
             }
             if claims_to_be_ours(snapshot, src) {
                 return Err(DropReason::SpoofedFromHost);
+            }
+            if Scope::of(src) == Scope::LinkLocal && !src.is_v4() {
+                return Err(DropReason::MartianSource);
             }
             Ok(Sender::Outside)
         }
@@ -97,10 +101,11 @@ pub fn probe(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed) -> Optio
 /// Whether `src` is an address that only pods, gateways and VIPs have.
 fn claims_to_be_ours(snapshot: &Snapshot, src: Addr) -> bool {
     let node = &snapshot.node;
-    within(&node.cluster_pod_cidrs, src) || within(&node.service_cidrs, src) || snapshot.services.is_vip(src)
+    within(&node.cluster_pod_cidrs, src) || within(&node.service_cidrs, src) || snapshot.is_vip(src) || snapshot.pods.get(src).is_some()
 }
 
-/// Router and neighbour messages and redirects: a pod has no router or neighbour to speak to but the gateway (RFC 4861 §4, RFC 792, RFC 1256).
+/// Router and neighbour messages and redirects: they mean something on one link, and a pod has nobody on its own but the gateway
+/// (RFC 4861 §4, RFC 792, RFC 1256).
 fn is_link_business(parsed: &Parsed) -> bool {
     match (parsed.tuple.protocol, parsed.transport_kind) {
         (protocol::ICMPV6, Transport::IcmpOther(kind)) => (133..=137).contains(&kind),

@@ -11,7 +11,7 @@ use crate::nat;
 use crate::packet::{Ingress, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, TrafficPolicy};
-use crate::snapshot::{OutsideToPods, Snapshot};
+use crate::snapshot::{NodeTables, OutsideToPods, Snapshot};
 use crate::verdict::{DropReason, PeerId};
 
 /// What is to become of a packet.
@@ -116,7 +116,7 @@ fn first(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sender: Send
         let in_fragments = parsed.fragment.is_some() && parsed.transport_kind == Transport::EchoRequest;
         return if in_fragments { Decision::Echo(way_back(snapshot, parsed.tuple.src, sender)) } else { Decision::Netstack };
     }
-    if snapshot.services.is_vip(dst) {
+    if snapshot.is_vip(dst) {
         return match parsed.transport_kind {
             Transport::EchoRequest => Decision::Echo(way_back(snapshot, parsed.tuple.src, sender)),
             Transport::Tcp { .. } | Transport::Udp => Decision::Refuse(DropReason::NoBackendRejected, Say::Reject),
@@ -137,7 +137,7 @@ fn plain(snapshot: &Snapshot, parsed: &Parsed, sender: Sender) -> Decision {
         Ok(hop) => hop,
         Err(reason) => return Decision::Refuse(reason, Say::NoRoute),
     };
-    if sender == Sender::Pod && speaks_overlay(snapshot, parsed.tuple.protocol, (dst, parsed.tuple.dst_port)) {
+    if matches!(sender, Sender::Pod | Sender::Peer(_)) && speaks_overlay(snapshot, parsed.tuple.protocol, (dst, parsed.tuple.dst_port)) {
         return Decision::Refuse(DropReason::OverlayForged, Say::Nothing);
     }
     let open = |kind, source| Decision::Open(Opening { kind, opener: sender.opener(), service: 0, to: (dst, parsed.tuple.dst_port), source, hop });
@@ -150,6 +150,8 @@ fn plain(snapshot: &Snapshot, parsed: &Parsed, sender: Sender) -> Decision {
             Decision::Refuse(DropReason::OutsideToPodDenied, Say::Nothing)
         }
         (Sender::Outside, Hop::Pod { .. }) => open(Kind::OutsideToPod, Source::Keep),
+        // Without ports there is nothing to tell its replies by.
+        (Sender::Outside, Hop::Peer(_)) if !has_ports(parsed) => Decision::Refuse(DropReason::ProtocolUnsupported, Say::Nothing),
         (Sender::Outside, Hop::Peer(_)) => match node.gateway_for(dst) {
             Some(gateway) => open(Kind::Relayed, Source::Gateway(gateway)),
             None => Decision::Refuse(DropReason::NoRouteFamily, Say::NoRoute),
@@ -172,17 +174,18 @@ fn plain(snapshot: &Snapshot, parsed: &Parsed, sender: Sender) -> Decision {
 
 /// To a service.
 fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sender) -> Decision {
+    let (node, service) = (&*snapshot.node, &*frontend.service);
+    let src = parsed.tuple.src;
+    let from_cluster_pod = within(&node.cluster_pod_cidrs, src);
+    // Before all else: who may not dial learns nothing, by a reset for one (semantics row 8; the node itself is no exception).
+    if frontend.face == Face::LoadBalancer && !service.source_ranges.is_empty() && !within(&service.source_ranges, src) {
+        return Decision::Refuse(DropReason::SourceRangeDenied, Say::Nothing);
+    }
     if let Transport::Tcp { flags, .. } = parsed.transport_kind
         && flags & (SYN | ACK | RST) != SYN
     {
         // Not the start of a connection: a backend chosen now would not know it.
         return Decision::Refuse(DropReason::NoFlow, Say::Reject);
-    }
-    let (node, service) = (&*snapshot.node, &*frontend.service);
-    let src = parsed.tuple.src;
-    let from_cluster_pod = within(&node.cluster_pod_cidrs, src);
-    if frontend.face == Face::LoadBalancer && !service.source_ranges.is_empty() && !within(&service.source_ranges, src) && !(sender == Sender::Node) {
-        return Decision::Refuse(DropReason::SourceRangeDenied, Say::Nothing);
     }
     // Semantics row 7 (kube-proxy's nftables/proxier.go): which endpoints, and whether policy wants the source replaced.
     let (policy, endpoints, masquerade) = match (frontend.face, service.internal_policy, service.external_policy) {
@@ -211,12 +214,14 @@ fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sende
     // A node's own address already names this node: policy asks no more of the source.
     let policy_masquerades = masquerade && sender != Sender::Node;
     let hairpin = backend.addr == src;
-    let source = if hop == Hop::Outside {
-        match node.masquerade.as_ref().and_then(|m| if src.is_v4() { m.source_v4 } else { m.source_v6 }) {
+    let source = if hop == Hop::Outside
+        && let Some(masquerade) = &node.masquerade
+    {
+        match if src.is_v4() { masquerade.source_v4 } else { masquerade.source_v6 } {
             Some(source) => Source::Masquerade(source),
             None => return Decision::Refuse(DropReason::MasqueradeOff, Say::NoRoute),
         }
-    } else if policy_masquerades || hairpin || !returns_here(sender, hop, backend) {
+    } else if policy_masquerades || hairpin || !returns_here(node, src, sender, hop, backend) {
         match node.gateway_for(src) {
             Some(gateway) => Source::Gateway(gateway),
             None => return Decision::Refuse(DropReason::NoRouteFamily, Say::NoRoute),
@@ -229,7 +234,7 @@ fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sende
 
 /// Whether the backend's replies to the sender's own address pass this gateway by themselves. Where they do not, the source must be
 /// replaced, or the client would hear from an address that it never dialled.
-fn returns_here(sender: Sender, hop: Hop, backend: &Backend) -> bool {
+fn returns_here(node: &NodeTables, src: Addr, sender: Sender, hop: Hop, backend: &Backend) -> bool {
     match (sender, hop) {
         // Replies to a pod of this node come here from wherever they are sent.
         (Sender::Pod, _) => true,
@@ -238,20 +243,30 @@ fn returns_here(sender: Sender, hop: Hop, backend: &Backend) -> bool {
         // To this node's own address every pod replies through the overlay, a process on another node past it.
         (Sender::Node, Hop::Peer(_)) => backend.place == Place::RemotePod,
         // A process on this node replies to pods through the gateway (the cluster's ranges are routed to it), to all others past it.
-        (Sender::Peer(_), Hop::Node) => true,
+        (Sender::Peer(_), Hop::Node) => within(&node.cluster_pod_cidrs, src),
         _ => false,
     }
 }
 
 /// Whether it is for the overlay's port of some node: a pod, or somebody through a service, could forge a peer's traffic there.
 fn speaks_overlay(snapshot: &Snapshot, protocol: u8, (addr, port): (Addr, u16)) -> bool {
-    protocol == protocol::UDP
-        && port == snapshot.node.overlay_port
-        && (snapshot.node.owns(addr) || snapshot.peer_by_underlay.binary_search_by_key(&addr, |(underlay, _)| *underlay).is_ok())
+    if protocol != protocol::UDP {
+        return false;
+    }
+    let ours = snapshot.node.overlay_port;
+    let by_underlay = &snapshot.peer_by_underlay;
+    match by_underlay.binary_search_by_key(&addr, |(underlay, _)| *underlay) {
+        // A peer may have announced another port than ours.
+        Ok(at) => port == ours || port == snapshot.peers[by_underlay[at].1 as usize].port,
+        Err(_) => port == ours && snapshot.node.owns(addr),
+    }
 }
 
 /// An ICMP error: it belongs to the flow whose packet it quotes, or else goes where its own header says.
 fn quoting(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, parsed: &Parsed, sender: Sender) -> Decision {
+    if !is_plausible(snapshot, packet, parsed, sender) {
+        return Decision::Refuse(DropReason::IcmpErrorForged, Say::Nothing);
+    }
     // A packet towards the quoted one's source is of the same flow as the error.
     let known = nat::quoted_tuple(packet.head, parsed).and_then(|quoted| flows.lookup(&quoted.reversed()));
     if let Some(flow) = known {
@@ -260,7 +275,7 @@ fn quoting(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, pars
     if packet.ingress == Ingress::Socket {
         return Decision::NotOurs;
     }
-    if snapshot.node.is_gateway(parsed.tuple.dst) || snapshot.services.is_vip(parsed.tuple.dst) {
+    if snapshot.node.is_gateway(parsed.tuple.dst) || snapshot.is_vip(parsed.tuple.dst) {
         return Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing);
     }
     match (sender, hop(snapshot, parsed.tuple.dst)) {
@@ -268,9 +283,29 @@ fn quoting(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, pars
         // An error has no ports to masquerade it by.
         (_, Ok(Hop::Outside)) => Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing),
         (Sender::Outside, Ok(Hop::Peer(_))) => Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing),
+        // What pods say to the outside is masqueraded or has a flow: an error about anything else is about nothing.
+        (Sender::Outside, Ok(Hop::Pod { .. })) if snapshot.node.masquerade.is_some() => {
+            Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing)
+        }
         (_, Ok(hop)) => Decision::Plain(hop),
         (_, Err(reason)) => Decision::Refuse(reason, Say::Nothing),
     }
+}
+
+/// Whether the sender of an ICMP error can have met the packet that it quotes, and the receiver can have sent it: else anybody who
+/// guesses a tuple could break the flow of somebody else (`icmp_error_inner` in the kernel's `nf_conntrack_proto_icmp.c` asks for the
+/// receiver; it cannot know that a pod is no router).
+fn is_plausible(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sender: Sender) -> bool {
+    let Some((src, dst)) = nat::quoted_addresses(packet.head, parsed) else { return false };
+    src == parsed.tuple.dst
+        && match sender {
+            // Only what is sent to a pod comes to it.
+            Sender::Pod => dst == parsed.tuple.src,
+            // A peer's gateway speaks for what is behind it.
+            Sender::Peer(peer) => snapshot.peers[peer.0 as usize].prefixes.lookup(dst).is_some(),
+            // A router on the way may have any name.
+            Sender::Node | Sender::Outside => true,
+        }
 }
 
 /// Where a destination is reached.
@@ -347,17 +382,21 @@ pub fn scramble(tuple: &Tuple) -> u64 {
     let mut hash = 0x9e37_79b9_7f4a_7c15_u64;
     let ports = (tuple.src_port as u64) << 32 | (tuple.dst_port as u64) << 8 | tuple.protocol as u64;
     for word in [tuple.src.0 as u64, (tuple.src.0 >> 64) as u64, tuple.dst.0 as u64, (tuple.dst.0 >> 64) as u64, ports] {
-        // The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
-        hash = (hash ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        hash ^= hash >> 31;
+        hash = finalize(hash ^ word);
     }
     hash
 }
 
+/// One step of SplitMix64 (Steele, Lea, Flood 2014).
+fn finalize(word: u64) -> u64 {
+    let hash = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ hash >> 31
+}
+
 /// Whether a flow of it can be told from others by ports or an identifier.
-fn has_ports(parsed: &Parsed) -> bool {
+pub fn has_ports(parsed: &Parsed) -> bool {
     matches!(parsed.transport_kind, Transport::Tcp { .. } | Transport::Udp | Transport::EchoRequest)
         && matches!(parsed.tuple.protocol, protocol::TCP | protocol::UDP | protocol::ICMP | protocol::ICMPV6)
 }
@@ -373,8 +412,8 @@ pub fn source_port(ranges: &[RangeInclusive<u16>], tuple: &Tuple, attempt: u32) 
     if total == 0 {
         return None;
     }
-    // An odd stride that is no small number visits distinct ports of any range in any order.
-    let mut at = (scramble(tuple) as u32).wrapping_add(attempt.wrapping_mul(40_503)) % total;
+    // Each attempt starts afresh: with a stride that all flows share, ports in use would lie in runs, and a run would hold everybody up.
+    let mut at = (finalize(scramble(tuple).wrapping_add(u64::from(attempt))) as u32) % total;
     for range in ranges {
         if at < size(range) {
             return Some(*range.start() + at as u16);

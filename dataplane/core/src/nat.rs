@@ -68,6 +68,16 @@ pub fn translate_quoted(head: &mut [u8], parsed: &Parsed, outer: &Tuple, quoted_
     change(head, usize::from(parsed.transport) + icmp::CHECKSUM, delta);
 }
 
+/// Source and destination of the packet that an ICMP error quotes, whatever else of it the quote holds.
+pub fn quoted_addresses(head: &[u8], parsed: &Parsed) -> Option<(Addr, Addr)> {
+    let Transport::IcmpError { quoted } = parsed.transport_kind else { return None };
+    let bytes = head.get(usize::from(quoted)..)?;
+    match Family::of_packet(bytes)? {
+        Family::V4 => bytes.first_chunk().map(|header| (ipv4::src(header), ipv4::dst(header))),
+        Family::V6 => bytes.first_chunk().map(|header| (ipv6::src(header), ipv6::dst(header))),
+    }
+}
+
 /// The tuple of the packet that an ICMP error quotes. `None` for what no flow can be found by: a fragment that is not the first, an
 /// ICMP message that is no echo, a chain of headers that the quote cuts.
 pub fn quoted_tuple(head: &[u8], parsed: &Parsed) -> Option<Tuple> {

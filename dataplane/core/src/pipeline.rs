@@ -16,7 +16,8 @@ use crate::admit::{self, Sender};
 use crate::counters::Counters;
 use crate::decide::{self, Decision, Hop, Opening, Say, Source, decide};
 use crate::encap;
-use crate::flow::{Cursor, Flow, FlowRef, FlowTable, Hash, InsertError, Kind, NewFlow, Now};
+use crate::fib::within;
+use crate::flow::{Cursor, Flow, FlowRef, FlowTable, Hash, InsertError, NewFlow, Now};
 use crate::fragment::{self, FragmentKey, FragmentLimits, FragmentTable, Tail};
 use crate::icmp::{self, Answer, Silence, TokenBucket};
 use crate::nat;
@@ -83,6 +84,7 @@ pub struct Pipeline {
     free_records: Cursor,
     sweep_at: usize,
     answers: TokenBucket,
+    searches: TokenBucket,
     /// A held fragment while it is sent after its head.
     scratch: Vec<u8>,
     /// Identification of the IPv6 datagrams that are cut here.
@@ -115,8 +117,15 @@ enum Step {
     Done(Verdict),
 }
 
-/// How many ports are tried before a flow is refused: with half of them in use, 64 tries all fail once in 10^19.
-const PORT_ATTEMPTS: u32 = 64;
+/// How many ports are tried before a flow is refused: enough to find one while 95 % are in use.
+const PORT_ATTEMPTS: u32 = 256;
+
+/// How many of them every packet may try. More needs one of [`SEARCHES_PER_SECOND`], so that whoever has used up a destination's ports
+/// cannot use up the worker's time as well. With nine in ten in use 32 tries fail once in 30 times.
+const PORT_ATTEMPTS_CHEAP: u32 = 32;
+
+/// Long searches for a port, per second and worker: some 20 µs each.
+const SEARCHES_PER_SECOND: u32 = 2_000;
 
 /// How often a lookup is repeated when workers create one flow at once.
 const RACE_ATTEMPTS: u32 = 8;
@@ -140,6 +149,7 @@ impl Pipeline {
             free_records: Cursor::default(),
             sweep_at: 0,
             answers: TokenBucket::new(ANSWERS_PER_SECOND, ANSWERS_PER_SECOND),
+            searches: TokenBucket::new(SEARCHES_PER_SECOND, SEARCHES_PER_SECOND),
             scratch: Vec::with_capacity(1 << 16),
             fragment_id: (worker.0 as u32) << 24,
         }
@@ -239,10 +249,13 @@ impl Pipeline {
             Decision::Quoting(flow) => {
                 let to = flow.translated();
                 let arriving = flow.arriving();
-                // An error that the other end itself sent must seem to come from what was dialled; a router on the way keeps its name.
-                let src = if parsed.tuple.src == arriving.src { to.src } else { parsed.tuple.src };
+                // An error that the other end itself sent must seem to come from what was dialled; a router on the way keeps its name,
+                // but not a gateway towards the outside, where nobody knows it.
+                let hop = decide::hop_of_flow(env.snapshot, &flow)?;
+                let nameless = hop == Hop::Outside && within(&env.snapshot.node.cluster_pod_cidrs, parsed.tuple.src);
+                let src = if parsed.tuple.src == arriving.src || nameless { to.src } else { parsed.tuple.src };
                 let outer = Tuple { src, dst: to.dst, ..parsed.tuple };
-                Onward { to: outer, hop: decide::hop_of_flow(env.snapshot, &flow)?, change: Change::Quoting(to.reversed()) }
+                Onward { to: outer, hop, change: Change::Quoting(to.reversed()) }
             }
             Decision::Netstack => return Ok(Step::Done(Verdict::ToNetstack)),
             Decision::Echo(hop) => {
@@ -295,10 +308,16 @@ impl Pipeline {
             // An echo's identifier is the source port; its destination port stays 0.
             let reply = Tuple { src: opening.to.0, src_port: opening.to.1, dst: addr, dst_port: port, protocol: parsed.tuple.protocol };
             let new = NewFlow { original: parsed.tuple, reply, kind: opening.kind, opener: opening.opener, service: opening.service };
+            // A look costs a fraction of an insertion that fails.
+            if source != Source::Keep && env.flows.lookup(&reply).is_some() {
+                attempt += 1;
+                self.search_on(env, attempt)?;
+                continue;
+            }
             match env.flows.insert(&new, self.worker, env.now, &mut self.free_records) {
                 Ok(flow) => {
                     env.counters.flows_created.add(1);
-                    if opening.kind == Kind::Masquerade && reply.protocol == protocol::UDP {
+                    if matches!(source, Source::Masquerade(_)) && reply.protocol == protocol::UDP {
                         let in_fragments = parsed.fragment.is_some() || offload::wire_len(packet, parsed) > mtu_of(env.snapshot, opening.hop);
                         let bind = if in_fragments { Bind::BeforeSending } else { Bind::Soon };
                         outbox.masquerade_port(MasqueradePort { flow: flow.at, reply, bind });
@@ -311,14 +330,14 @@ impl Pipeline {
                 Err(InsertError::Exists(flow)) => return self.follow(env, &flow, parsed),
                 Err(InsertError::ReplyTaken) => {
                     attempt += 1;
-                    if source == Source::Keep
-                        && let Some(gateway) = env.snapshot.node.gateway_for(parsed.tuple.src)
-                    {
+                    if source == Source::Keep {
+                        if !decide::has_ports(parsed) {
+                            return Err(DropReason::ProtocolUnsupported);
+                        }
+                        let gateway = env.snapshot.node.gateway_for(parsed.tuple.src).ok_or(DropReason::NoRouteFamily)?;
                         source = Source::Gateway(gateway);
                     }
-                    if attempt == PORT_ATTEMPTS {
-                        return Err(DropReason::SnatPortsExhausted);
-                    }
+                    self.search_on(env, attempt)?;
                     continue;
                 }
                 Err(InsertError::Full) => return Err(DropReason::FlowTableFull),
@@ -329,6 +348,12 @@ impl Pipeline {
                 return Err(DropReason::FlowRaced);
             }
         }
+    }
+
+    /// Whether the search for a free port may go on after `attempt` tries.
+    fn search_on(&mut self, env: &Env<'_>, attempt: u32) -> Result<(), DropReason> {
+        let over = attempt >= PORT_ATTEMPTS || attempt == PORT_ATTEMPTS_CHEAP && !self.searches.take(env.now);
+        if over { Err(DropReason::SnatPortsExhausted) } else { Ok(()) }
     }
 
     /// Stage 6: checks the way ahead while the packet is still as its sender knows it, then translates it in place.

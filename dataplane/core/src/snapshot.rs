@@ -112,6 +112,15 @@ pub struct Peer {
     pub prefixes: Arc<PrefixMap<()>>,
 }
 
+impl Snapshot {
+    /// Whether `addr` is a VIP and nothing else. A load balancer's address or an external IP may well be a node's (k3s says so of every
+    /// node): there the service has its ports, and all the others are still the node's.
+    #[inline]
+    pub fn is_vip(&self, addr: Addr) -> bool {
+        self.services.is_vip(addr) && !self.node.owns(addr) && self.routes.lookup(addr).is_none()
+    }
+}
+
 impl NodeTables {
     /// The gateway's address of the family of `like`.
     #[inline]

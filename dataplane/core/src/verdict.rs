@@ -75,7 +75,7 @@ drop_reasons! {
     MartianDestination = "martian_destination", "The destination is not one that the gateway forwards to: multicast, broadcast, loopback or link-local.";
     SpoofedByPod = "spoofed_by_pod", "A packet from the pods' side has a source that no pod of this node owns.";
     SpoofedFromHost = "spoofed_from_host", "A packet from the node or from outside claims to come from a pod, a gateway address or a VIP.";
-    IcmpForbidden = "icmp_forbidden", "A pod sent a router advertisement, a redirect or a neighbour message beyond its link.";
+    IcmpForbidden = "icmp_forbidden", "A router advertisement, a redirect or a neighbour message was sent beyond its link.";
     OverlayUnknownPeer = "overlay_unknown_peer", "An overlay packet came from an underlay address that is no known peer's.";
     OverlayBadHeader = "overlay_bad_header", "An overlay packet's VXLAN-GPE header is malformed, has another VNI, or names another inner protocol than it carries.";
     OverlayForeignSource = "overlay_foreign_source", "A known peer sent an inner packet whose source belongs to somebody else.";
@@ -103,6 +103,7 @@ drop_reasons! {
     FragmentTimeout = "fragment_timeout", "The head of a fragmented datagram did not arrive in time.";
     FragmentBad = "fragment_bad", "A fragment is too short, reaches beyond 65,535 bytes, or cannot be translated.";
     IcmpErrorUnmatched = "icmp_error_unmatched", "An ICMP error quotes a packet of no known flow.";
+    IcmpErrorForged = "icmp_error_forged", "An ICMP error quotes a packet that its sender cannot have met, or that its receiver did not send.";
     IcmpUnsupported = "icmp_unsupported", "An ICMP message that cannot be translated was sent to a VIP or a masqueraded address.";
     ProtocolUnsupported = "protocol_unsupported", "The protocol has no ports to translate, and the destination needs translation.";
     RateLimited = "rate_limited", "An answer (ICMP error or reset) was not sent because its rate is limited.";

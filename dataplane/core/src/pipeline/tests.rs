@@ -6,11 +6,14 @@ use super::*;
 use crate::addr::Addr;
 use crate::counters::Counters;
 use crate::fib::{Pod, PodTable, PrefixMap};
-use crate::flow::{Opener, OwnedFlows, Stage, Timeouts};
+use crate::flow::{Kind, Opener, OwnedFlows, Stage, Timeouts};
 use crate::packet::{Checksum, Outer};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, ServiceTable, TrafficPolicy};
 use crate::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer};
 use crate::testing::{self, addr};
+
+mod hostile;
+mod policy;
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
