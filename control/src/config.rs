@@ -18,6 +18,8 @@
 mod raw;
 mod validate;
 
+pub(crate) use validate::check_device_name;
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};

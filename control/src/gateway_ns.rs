@@ -73,6 +73,14 @@ pub enum GatewayNsError {
         /// The system's error.
         source: io::Error,
     },
+    /// The record is not what was written.
+    #[error("{path} is damaged: {source}; run `podgate cleanup`, then `podgate prepare`, and attach the pods again", path = path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Where.
+        source: serde_json::Error,
+    },
     /// The namespace itself.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -227,8 +235,7 @@ fn recorded(runtime_dir: &Path) -> Result<Option<Record>, GatewayNsError> {
     let path = runtime_dir.join(RECORD);
     let read = read_if_any(&path).map_err(|source| GatewayNsError::File { operation: "read", path: path.clone(), source })?;
     let Some(bytes) = read else { return Ok(None) };
-    let record: Record =
-        serde_json::from_slice(&bytes).map_err(|error| GatewayNsError::File { operation: "understand", path, source: error.into() })?;
+    let record: Record = serde_json::from_slice(&bytes).map_err(|error| GatewayNsError::Damaged { path, source: error })?;
     Ok(Some(record).filter(|record| record.boot_id == boot_id()))
 }
 

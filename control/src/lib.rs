@@ -20,6 +20,7 @@ pub mod model;
 pub mod compile;
 pub mod daemon;
 pub mod pods;
+pub mod privileges;
 pub mod ipam;
 pub mod gateway_ns;
 pub mod routing;

@@ -2,6 +2,7 @@
 
 mod table;
 
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,7 +39,7 @@ impl From<Exit> for ExitCode {
 #[command(name = "podgate", version, max_term_width = 110, after_help = "Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded, 4 daemon unreachable.")]
 pub struct Cli {
     /// The daemon's socket
-    #[arg(long, global = true, env = "PODGATE_SOCKET", default_value = podgate_cni::DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, global = true, env = "PODGATE_SOCKET", default_value = podgate_cni::DEFAULT_SOCKET, value_name = "PATH", display_order = 900)]
     pub socket: PathBuf,
     /// What to do
     #[command(subcommand)]
@@ -54,8 +55,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  podgate run --config /etc/podgate/podgate.yaml")]
     Run(ConfigFile),
     /// Make what must outlive the daemon: the gateway's network namespace
+    ///
+    /// It is to run outside of any sandbox or container, before `podgate run`, and is safe to repeat. `run` does it by itself where it can.
+    #[command(after_help = "Example:\n  podgate prepare --config /etc/podgate/podgate.yaml")]
     Prepare(ConfigFile),
     /// Take every trace off the host and restore what was changed
+    ///
+    /// The daemon must be stopped; pods lose their interfaces. The journal of addresses stays in stateDir, so that none is given out twice.
+    #[command(after_help = "Example:\n  podgate cleanup --config /etc/podgate/podgate.yaml")]
     Cleanup(ConfigFile),
     /// Show whether this node forwards, and what with
     #[command(
@@ -121,6 +128,7 @@ pub enum Command {
         name: Option<String>,
     },
     /// Detach a network namespace
+    #[command(after_help = "Example:\n  podgate detach --netns /run/netns/web")]
     Detach {
         /// Which namespace
         #[command(flatten)]
@@ -156,15 +164,15 @@ pub struct Pod {
     #[arg(long, value_name = "PATH")]
     pub netns: PathBuf,
     /// The interface to make in it
-    #[arg(long, default_value = "eth0")]
+    #[arg(long, default_value = "eth0", value_name = "NAME", value_parser = interface_name)]
     pub ifname: String,
 }
 
 /// How to print.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Output {
-    /// Output format
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Format::Table)]
+    /// Output format: table, wide, json or yaml
+    #[arg(short = 'o', long = "output", value_enum, default_value_t = Format::Table, hide_possible_values = true, display_order = 800)]
     pub format: Format,
 }
 
@@ -181,6 +189,12 @@ pub enum Format {
     Yaml,
 }
 
+/// Linux `dev_valid_name`.
+fn interface_name(text: &str) -> Result<String, String> {
+    crate::config::check_device_name(text).map_err(|()| "an interface's name has 1 to 15 characters without `/`, `:` and blanks".to_owned())?;
+    Ok(text.to_owned())
+}
+
 fn endpoint(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     if let Ok(ip) = text.trim_matches(['[', ']']).parse() {
         return Ok((ip, None));
@@ -189,10 +203,21 @@ fn endpoint(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     Ok((with_port.ip(), Some(with_port.port())))
 }
 
+impl Command {
+    /// Whether a running daemon answers it.
+    pub fn asks_the_daemon(&self) -> bool {
+        !matches!(self, Command::Run(_) | Command::Prepare(_) | Command::Cleanup(_) | Command::Demo { .. })
+    }
+}
+
 /// Answers a command that asks the daemon.
 pub fn ask(socket: &std::path::Path, command: &Command) -> Exit {
     match try_ask(&Client::new(socket), command) {
         Ok(exit) => exit,
+        Err(CallError::Unreachable { socket, source }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            eprintln!("podgate: the daemon's socket {} is not for this user: {source}. Ask as root, as in `sudo podgate ...`", socket.display());
+            Exit::Unreachable
+        }
         Err(error) => {
             eprintln!("podgate: {error}");
             if matches!(error, CallError::Unreachable { .. }) { Exit::Unreachable } else { Exit::Failed }
@@ -200,12 +225,54 @@ pub fn ask(socket: &std::path::Path, command: &Command) -> Exit {
     }
 }
 
+/// Writes to stdout. A reader that has seen enough (`| head`) is no failure.
+pub fn put(text: &str) -> Exit {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("podgate: cannot write to stdout: {error}");
+            Exit::Failed
+        }
+        _ => Exit::Ok,
+    }
+}
+
+/// An error and what caused it, on one line. Many errors name their cause in their own words: it is not said again.
+pub fn explain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// What is wrong between the words of a command, each of which is right by itself.
+fn mistake(command: &Command) -> Option<String> {
+    let Command::Trace { from, to, protocol, .. } = command else { return None };
+    if from.0.is_ipv4() != to.0.is_ipv4() {
+        return Some(format!("--from {} and --to {} are of different families: no packet has both", from.0, to.0));
+    }
+    match (protocol.as_str(), from.1, to.1) {
+        ("icmp", None, None) => None,
+        ("icmp", ..) => Some("icmp has no ports: write the addresses alone".into()),
+        (_, _, None) => Some(format!("--to needs a port for {protocol}, as in --to {}", SocketAddr::new(to.0, 80))),
+        _ => None,
+    }
+}
+
 fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
     let show = |table: &str, output: &Output| {
         let value = client.call(&Request::Show { table: table.into() }, &[])?;
-        table::print(table, &value, output.format);
-        Ok(Exit::Ok)
+        Ok(print(table, &value, output.format))
     };
+    if let Some(mistake) = mistake(command) {
+        eprintln!("podgate: {mistake}");
+        return Ok(Exit::Usage);
+    }
     match command {
         Command::Status { wait, output } => status(client, wait.map(Duration::from_secs), *output),
         Command::Services(output) => show("services", output),
@@ -222,8 +289,7 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
             {
                 rows.retain(|row| row["packets"] != 0);
             }
-            table::print("drops", &value, output.format);
-            Ok(Exit::Ok)
+            Ok(print("drops", &value, output.format))
         }
         Command::Trace { from, to, protocol, output } => {
             let request = Request::Trace {
@@ -233,13 +299,8 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
                 to_port: to.1.unwrap_or(0),
                 protocol: protocol.clone(),
             };
-            if protocol != "icmp" && to.1.is_none() {
-                eprintln!("podgate: --to needs a port for {protocol}, as in --to {}", SocketAddr::new(to.0, 80));
-                return Ok(Exit::Usage);
-            }
             let value = client.call(&request, &[])?;
-            table::print("steps", &value, output.format);
-            Ok(Exit::Ok)
+            Ok(print("steps", &value, output.format))
         }
         Command::Attach { pod, name } => {
             let netns = match std::fs::File::open(&pod.netns) {
@@ -255,11 +316,13 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
             use std::os::fd::AsFd;
             let request = Request::Attach(Attachment { name: name.clone(), ..attachment(pod) });
             let result = client.call(&request, &[netns.as_fd()])?;
-            println!("{}", serde_json::to_string_pretty(&result).expect("a value is always JSON"));
-            Ok(Exit::Ok)
+            Ok(put(&table::raw(&result, Format::Json)))
         }
         Command::Detach { pod } => {
-            client.call(&Request::Detach(attachment(pod)), &[])?;
+            let result = client.call(&Request::Detach(attachment(pod)), &[])?;
+            if result["detached"] == false {
+                eprintln!("podgate: nothing was attached as {} of {}; `podgate ipam -o wide` lists what is", pod.ifname, pod.netns.display());
+            }
             Ok(Exit::Ok)
         }
         Command::Run(_) | Command::Prepare(_) | Command::Cleanup(_) | Command::Demo { .. } => unreachable!("answered without a daemon"),
@@ -267,7 +330,18 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
 }
 
 fn attachment(pod: &Pod) -> Attachment {
-    Attachment { sandbox: pod.netns.to_string_lossy().into_owned(), ifname: pod.ifname.clone(), name: None }
+    // The daemon has another working directory.
+    let netns = std::path::absolute(&pod.netns).unwrap_or_else(|_| pod.netns.clone());
+    Attachment { sandbox: netns.to_string_lossy().into_owned(), ifname: pod.ifname.clone(), name: None }
+}
+
+fn print(table: &str, value: &Value, format: Format) -> Exit {
+    let text = table::render(table, value, format);
+    let exit = put(&text);
+    if let (Format::Table | Format::Wide, true) = (format, table::is_empty(table, value)) {
+        eprintln!("No {table} found.");
+    }
+    exit
 }
 
 /// One screen. Degraded is exit code 3.
@@ -281,9 +355,13 @@ fn status(client: &Client, wait: Option<Duration>, output: Output) -> Result<Exi
         };
         let ready = value["ready"] == true;
         if wait.is_none_or(|wait| ready || start.elapsed() >= wait) {
-            table::print_status(&value, output.format);
+            let printed = put(&table::status(&value, output.format));
             let degraded = value["problems"].as_array().is_some_and(|problems| !problems.is_empty());
+            if wait.is_some() && !ready {
+                eprintln!("podgate: not ready after {} s; what is missing is said above, and in the daemon's log", start.elapsed().as_secs());
+            }
             return Ok(match (ready, degraded) {
+                _ if printed != Exit::Ok => printed,
                 (true, false) => Exit::Ok,
                 (true, true) if wait.is_some() => Exit::Ok,
                 (true, true) => Exit::Degraded,
@@ -292,5 +370,73 @@ fn status(client: &Client, wait: Option<Duration>, output: Output) -> Result<Exi
             });
         }
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn command(words: &str) -> Command {
+        Cli::try_parse_from(std::iter::once("podgate").chain(words.split_whitespace())).expect(words).command
+    }
+
+    #[test]
+    fn clap_finds_nothing_wrong_with_the_declarations() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_in_one_line_what_it_is_for() {
+        for command in Cli::command().get_subcommands() {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!(!about.is_empty() && about.len() < 90 && !about.contains('\n'), "{}: {about:?}", command.get_name());
+            // The documentation of a flattened group must not take the command's place.
+            assert!(!about.starts_with("How to") && !about.starts_with("Which"), "{}: {about:?}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_with_and_without_ports_in_both_families() {
+        for (text, ip, port) in [
+            ("10.0.0.1", "10.0.0.1", None),
+            ("10.0.0.1:80", "10.0.0.1", Some(80)),
+            ("fd00::1", "fd00::1", None),
+            ("[fd00::1]", "fd00::1", None),
+            ("[fd00::1]:80", "fd00::1", Some(80)),
+        ] {
+            assert_eq!(endpoint(text), Ok((ip.parse().unwrap(), port)), "{text}");
+        }
+        for text in ["", "10.0.0", "10.0.0.1:99999", "web:80", "10.0.0.1:", "[fd00::1"] {
+            assert!(endpoint(text).is_err() || text == "[fd00::1", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_trace_that_no_packet_could_make_is_a_mistake_before_anybody_is_asked() {
+        let mistaken = |words: &str| mistake(&command(words)).unwrap_or_default();
+        assert_eq!(mistaken("trace --from 10.0.0.1 --to 10.0.0.2:80"), "");
+        assert_eq!(mistaken("trace --from 10.0.0.1 --to 10.0.0.2 --protocol icmp"), "");
+        assert!(mistaken("trace --from 10.0.0.1 --to 10.0.0.2").contains("as in --to 10.0.0.2:80"));
+        assert!(mistaken("trace --from 10.0.0.1 --to [fd00::1]:80").contains("different families"));
+        assert!(mistaken("trace --from 10.0.0.1 --to 10.0.0.2:8 --protocol icmp").contains("no ports"));
+    }
+
+    #[test]
+    fn interface_names_are_checked_as_the_kernel_does() {
+        for name in ["", "averyverylongname0", "a/b", "a b", "a:b", ".", ".."] {
+            assert!(interface_name(name).is_err(), "{name:?}");
+        }
+        assert_eq!(interface_name("eth0").as_deref(), Ok("eth0"));
+    }
+
+    #[test]
+    fn a_cause_that_was_named_is_not_named_again() {
+        let source = std::io::Error::from_raw_os_error(98);
+        let said = anyhow::Error::new(std::io::Error::other(format!("the port is busy: {source}; choose another")));
+        assert_eq!(explain(&said), format!("the port is busy: {source}; choose another"));
+        let wrapped = anyhow::Error::from(source).context("the port");
+        assert_eq!(explain(&wrapped), "the port: Address already in use (os error 98)");
     }
 }

@@ -84,62 +84,87 @@ fn columns(table: &str) -> &'static [Column] {
     }
 }
 
-/// Prints the table `name` out of the daemon's answer.
-pub fn print(name: &str, value: &Value, format: Format) {
+/// The table `name` out of the daemon's answer.
+pub fn render(name: &str, value: &Value, format: Format) -> String {
     match format {
-        Format::Json | Format::Yaml => print_raw(value, format),
+        Format::Json | Format::Yaml => raw(value, format),
         Format::Table | Format::Wide => {
-            let rows = value[name].as_array().map_or(&[][..], Vec::as_slice);
             let columns: Vec<&Column> = columns(name).iter().filter(|c| c.2 == Always || format == Format::Wide).collect();
-            print!("{}", render(&columns, rows));
-            if rows.is_empty() {
-                eprintln!("No {name} found.");
-            }
+            align(&columns, rows(name, value))
         }
     }
 }
 
-/// Prints `status`: one screen.
-pub fn print_status(value: &Value, format: Format) {
-    if let Format::Json | Format::Yaml = format {
-        return print_raw(value, format);
-    }
-    let ready = if value["ready"] == true { "ready" } else { "NOT READY" };
-    println!("{}  {ready}, generation {}, up {} s", cell(&value["node"]), cell(&value["generation"]), cell(&value["uptimeSeconds"]));
-    let source = &value["source"];
-    let connected = if source["connected"] == true { "connected" } else { "NOT CONNECTED" };
-    println!("  source    {} ({connected})", cell(&source["kind"]));
-    println!("  workers   {}, attach mode {}", cell(&value["workers"]), cell(&value["attachMode"]));
-    println!("  addresses {}", cell(&value["addresses"]));
-    println!("  gateway   {}", cell(&value["gateway"]));
-    println!(
-        "  pods      {}, services {}, peers {}, flows {}",
-        cell(&value["pods"]),
-        cell(&value["services"]),
-        cell(&value["peers"]),
-        cell(&value["flows"])
-    );
-    let offloads = value["offloads"].as_object().into_iter().flatten();
-    println!("  offloads  {}", offloads.map(|(name, on)| format!("{name} {}", if on == true { "on" } else { "OFF" })).collect::<Vec<_>>().join(", "));
-    for check in value["checks"].as_array().into_iter().flatten() {
-        let mark = if check["ok"] == true { "√" } else { "×" };
-        println!("  {mark} {}  {}", cell(&check["name"]), cell(&check["detail"]));
-    }
-    for problem in value["problems"].as_array().into_iter().flatten() {
-        println!("  ‼ {}", cell(problem));
-    }
+/// Whether the table has no row.
+pub fn is_empty(name: &str, value: &Value) -> bool {
+    rows(name, value).is_empty()
 }
 
-fn print_raw(value: &Value, format: Format) {
-    if format == Format::Json {
-        println!("{}", serde_json::to_string_pretty(value).expect("a value is always JSON"));
-    } else {
-        print!("{}", serde_saphyr::to_string(value).expect("a value is always YAML"));
+fn rows<'a>(name: &str, value: &'a Value) -> &'a [Value] {
+    value[name].as_array().map_or(&[][..], Vec::as_slice)
+}
+
+/// `status`: one screen.
+pub fn status(value: &Value, format: Format) -> String {
+    if let Format::Json | Format::Yaml = format {
+        return raw(value, format);
     }
+    if value.is_null() {
+        return String::new();
+    }
+    let ready = if value["ready"] == true { "ready" } else { "NOT READY" };
+    let source = &value["source"];
+    let connected = if source["connected"] == true { "connected" } else { "NOT CONNECTED" };
+    let offloads = value["offloads"].as_object().into_iter().flatten();
+    let offloads: Vec<String> = offloads.map(|(name, on)| format!("{name} {}", if on == true { "on" } else { "OFF" })).collect();
+    let [node, generation, uptime, kind, workers, mode, addresses, gateway, mtu, pods, services, peers, flows] = [
+        &value["node"],
+        &value["generation"],
+        &value["uptimeSeconds"],
+        &source["kind"],
+        &value["workers"],
+        &value["attachMode"],
+        &value["addresses"],
+        &value["gateway"],
+        &value["podMtu"],
+        &value["pods"],
+        &value["services"],
+        &value["peers"],
+        &value["flows"],
+    ]
+    .map(cell);
+    let mut text = format!(
+        "{node}  {ready}, generation {generation}, up {uptime} s\n\
+        \x20 source    {kind} ({connected})\n\
+        \x20 workers   {workers}, attach mode {mode}\n\
+        \x20 addresses {addresses}\n\
+        \x20 gateway   {gateway}, pod MTU {mtu}\n\
+        \x20 pods      {pods}, services {services}, peers {peers}, flows {flows}\n\
+        \x20 offloads  {}\n",
+        offloads.join(", ")
+    );
+    for check in value["checks"].as_array().into_iter().flatten() {
+        let mark = if check["ok"] == true { "√" } else { "×" };
+        text.push_str(&format!("  {mark} {}  {}\n", cell(&check["name"]), cell(&check["detail"])));
+    }
+    for problem in value["problems"].as_array().into_iter().flatten() {
+        text.push_str(&format!("  ‼ {}\n", cell(problem)));
+    }
+    text
+}
+
+/// For programs.
+pub fn raw(value: &Value, format: Format) -> String {
+    if format == Format::Yaml {
+        return serde_saphyr::to_string(value).expect("a value is always YAML");
+    }
+    let mut text = serde_json::to_string_pretty(value).expect("a value is always JSON");
+    text.push('\n');
+    text
 }
 
 /// Columns as wide as their widest cell, three blanks between, as kubectl prints them.
-fn render(columns: &[&Column], rows: &[Value]) -> String {
+fn align(columns: &[&Column], rows: &[Value]) -> String {
     let mut cells: Vec<Vec<String>> = vec![columns.iter().map(|c| c.0.to_owned()).collect()];
     cells.extend(rows.iter().map(|row| columns.iter().map(|c| cell(&row[c.1])).collect()));
     let widths: Vec<usize> = (0..columns.len()).map(|at| cells.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
@@ -180,6 +205,36 @@ mod tests {
             json!({"destination": "::/0", "via": "host", "detail": ["a", "b"]}),
         ];
         let columns: Vec<&Column> = columns("routes").iter().collect();
-        assert_eq!(render(&columns, &rows), "DESTINATION   VIA    DETAIL\n10.0.0.0/24   pods   -\n::/0          host   a,b\n");
+        assert_eq!(align(&columns, &rows), "DESTINATION   VIA    DETAIL\n10.0.0.0/24   pods   -\n::/0          host   a,b\n");
+    }
+
+    #[test]
+    fn the_screen_names_every_problem_and_marks_every_check() {
+        let value = json!({
+            "node": "node-1", "ready": false, "generation": 3, "uptimeSeconds": 9, "workers": 2, "attachMode": "veth", "podMtu": 1464,
+            "source": {"kind": "directory", "connected": false}, "offloads": {"tso": true, "uso": false}, "addresses": ["192.0.2.1"],
+            "gateway": [], "pods": 0, "services": 1, "peers": 0, "flows": 0,
+            "checks": [{"name": "pods IPv4", "ok": true, "detail": "0.5 ms"}, {"name": "host IPv4", "ok": false, "detail": "no answer"}],
+            "problems": ["source: gone"],
+        });
+        let screen = status(&value, Format::Table);
+        for part in [
+            "node-1  NOT READY, generation 3",
+            "directory (NOT CONNECTED)",
+            "tso on, uso OFF",
+            "√ pods IPv4",
+            "× host IPv4  no answer",
+            "‼ source: gone",
+        ] {
+            assert!(screen.contains(part), "{part:?} in\n{screen}");
+        }
+        assert!(serde_json::from_str::<Value>(&status(&value, Format::Json)).is_ok_and(|read| read == value));
+    }
+
+    #[test]
+    fn an_empty_table_has_its_titles_and_is_known_to_be_empty() {
+        let value = json!({"schemaVersion": 1, "peers": []});
+        assert_eq!(render("peers", &value, Format::Table), "NODE   UNDERLAY   MTU   POD-CIDRS\n");
+        assert!(is_empty("peers", &value));
     }
 }

@@ -246,10 +246,10 @@ impl<'de> Deserialize<'de> for RawMasquerade {
 /// Reads the shape, or says where it breaks.
 pub(super) fn parse(file: &Path, text: &str) -> Result<Raw, ConfigError> {
     let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| explain(file, &error))
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| explain(file, text, &error))
 }
 
-fn explain(file: &Path, error: &serde_saphyr::Error) -> ConfigError {
+fn explain(file: &Path, text: &str, error: &serde_saphyr::Error) -> ConfigError {
     let file = file.display().to_string();
     let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
     let inner = error.without_snippet();
@@ -262,7 +262,40 @@ fn explain(file: &Path, error: &serde_saphyr::Error) -> ConfigError {
         Some((problem, place)) if place.starts_with(|c: char| c.is_ascii_digit()) => problem.to_string(),
         _ => problem,
     };
+    let problem = match (plainly(&problem), key_before(text, line, column)) {
+        (Some(plain), Some(key)) => format!("{key}: {plain}"),
+        (Some(plain), None) => plain,
+        (None, _) => problem,
+    };
     ConfigError::Malformed { file, line, column, problem }
+}
+
+/// What the parser says, where it speaks of Rust's types or its own options, in the words of whoever writes the file.
+fn plainly(problem: &str) -> Option<String> {
+    Some(match problem {
+        "expected mapping start" => "expected keys and values here, as in `key: value`".into(),
+        "expected sequence start" => "expected a list here, as in `[first, second]`".into(),
+        "expected string scalar" => "expected a single value here".into(),
+        "invalid u16" => "not a number from 0 to 65535".into(),
+        "invalid u32" => "not a number from 0 to 4294967295".into(),
+        "invalid socket address syntax" => "not an address with a port; write one as 127.0.0.1:10256 or [::1]:10256".into(),
+        _ => {
+            if let Some(address) = problem.strip_prefix("invalid address: ") {
+                return Some(format!("`{address}` is not a range of addresses; write one as 10.244.0.0/16"));
+            }
+            let key = problem.strip_prefix("duplicate mapping key: ")?.split(',').next()?;
+            return Some(format!("the key `{key}` is written twice; keep one"));
+        }
+    })
+}
+
+/// The key whose value begins at this place, if it stands on the same line.
+fn key_before(text: &str, line: u64, column: u64) -> Option<String> {
+    let line: Vec<char> = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?.chars().collect();
+    let before: String = line.iter().take(usize::try_from(column).ok()?.checked_sub(1)?).collect();
+    let key = before.trim_end().trim_end_matches(['[', '"', '\'']).trim_end().strip_suffix(':')?;
+    let start = key.rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(0, |at| at + 1);
+    Some(key[start..].to_owned()).filter(|key| !key.is_empty())
 }
 
 /// The known keys near `key`, or all of them.

@@ -234,10 +234,14 @@ fn devices(check: &Check<'_>, given: Option<RawDevices>) -> Result<Devices, Conf
     Ok(devices)
 }
 
-fn device_name(check: &Check<'_>, key: &str, name: &str) -> Result<(), ConfigError> {
-    // Linux `dev_valid_name`.
+/// Whether the kernel takes `name` for an interface (Linux `dev_valid_name`).
+pub(crate) fn check_device_name(name: &str) -> Result<(), ()> {
     let odd = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
-    if name.is_empty() || name.len() > DEVICE_NAME_LEN_MAX || name == "." || name == ".." || name.contains(odd) {
+    if name.is_empty() || name.len() > DEVICE_NAME_LEN_MAX || name == "." || name == ".." || name.contains(odd) { Err(()) } else { Ok(()) }
+}
+
+fn device_name(check: &Check<'_>, key: &str, name: &str) -> Result<(), ConfigError> {
+    if check_device_name(name).is_err() {
         return check.fail(key, format!("`{name}` cannot be an interface's name"), "write 1 to 15 characters without `/`, `:` and blanks");
     }
     Ok(())

@@ -29,8 +29,11 @@ pub enum MachineError {
     #[error("underlay.interface: {0} is not there or has no address; `ip address` lists what there is")]
     NoInterface(String),
     /// The configured address is nobody's.
-    #[error("underlay.address: {0} is not an address of this machine; it has {1}")]
+    #[error("underlay.address: {0} is not an address of this machine; it has {1}. Write one of these, or {{interface: eth0}}")]
     NotOurs(IpAddr, String),
+    /// A configured CPU is not there, or not for this process.
+    #[error("workers.cpus: {0} is no CPU that this process may use; it may use {1} (sched_setaffinity(2), cgroup cpuset)")]
+    NoCpu(u16, String),
 }
 
 impl Machine {
@@ -96,14 +99,19 @@ fn is_reachable(ip: IpAddr) -> bool {
 const WORKERS_MAX_DEFAULT: usize = 8;
 
 /// The CPU of each worker: as configured, or one worker on each CPU that the process may use.
-pub fn workers(configured: Option<&Workers>) -> Vec<Option<usize>> {
+pub fn workers(configured: Option<&Workers>) -> Result<Vec<Option<usize>>, MachineError> {
     let allowed = allowed_cpus();
-    match configured {
+    if let Some(Workers { cpus, .. }) = configured
+        && let Some(cpu) = cpus.iter().find(|cpu| !allowed.is_empty() && !allowed.contains(&usize::from(**cpu)))
+    {
+        return Err(MachineError::NoCpu(*cpu, allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
+    }
+    Ok(match configured {
         Some(Workers { count, cpus }) if cpus.is_empty() => (0..usize::from(*count)).map(|at| allowed.get(at).copied()).collect(),
         Some(Workers { cpus, .. }) => cpus.iter().map(|cpu| Some(usize::from(*cpu))).collect(),
         None if allowed.is_empty() => vec![None],
         None => allowed.into_iter().take(WORKERS_MAX_DEFAULT).map(Some).collect(),
-    }
+    })
 }
 
 fn allowed_cpus() -> Vec<usize> {

@@ -24,8 +24,8 @@ use podgate_core::fib::Pod;
 use podgate_core::service::Face;
 use podgate_core::snapshot::Generation;
 use podgate_runtime::clock;
-use podgate_runtime::flow_file::FlowFile;
-use podgate_runtime::netns::Netns;
+use podgate_runtime::flow_file::{FlowFile, Opened};
+use podgate_runtime::netns::{Netns, NetnsError};
 use podgate_runtime::runtime::{Options, Runtime};
 use podgate_runtime::tun::Tun;
 use serde_json::{Value, json};
@@ -77,11 +77,27 @@ pub fn lock(runtime_dir: &Path) -> anyhow::Result<nix::fcntl::Flock<std::fs::Fil
         .with_context(|| format!("{} cannot be opened for writing; are you root?", path.display()))?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         nix::errno::Errno::EWOULDBLOCK => anyhow::anyhow!(
-            "another podgate holds {}: stop it first, or give this one another `runtimeDir`, `stateDir` and `devices` in its podgate.yaml",
+            "a running podgate holds {}: stop it first. A second gateway on this machine needs a network namespace, a `runtimeDir` and a `stateDir` of its own",
             path.display()
         ),
         other => anyhow::anyhow!("{} cannot be locked: {other}", path.display()),
     })
+}
+
+/// Refuses where the node's namespace has another gateway's routes: two would take each other's away for ever. So would a cleanup.
+pub fn refuse_beside_another(netlink: &Netlink, host_device: &str) -> anyhow::Result<()> {
+    for family in crate::netlink::Family::BOTH {
+        for route in netlink.routes(family, routing::HOST_TABLE)? {
+            if let Some(other) = route.spec.device.filter(|other| other != host_device) {
+                anyhow::bail!(
+                    "this network namespace has a gateway already: routing table {} leads to `{other}`, and `devices.host` is `{host_device}`. Use the \
+                     podgate.yaml of that gateway; or stop it and run `podgate cleanup` with it first",
+                    routing::HOST_TABLE
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `podgate run`: returns after SIGTERM or SIGINT, with everything left in place.
@@ -103,6 +119,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
 
     let node_netns = Netns::current()?;
     let node_netlink = Netlink::open(&node_netns)?;
+    refuse_beside_another(&node_netlink, &config.devices.host)?;
     let machine = Machine::look(&node_netlink, &config)?;
     for address in &machine.addresses {
         config.accepts_node_address(Path::new("podgate.yaml"), *address)?;
@@ -111,8 +128,11 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     let gateway_netns = gateway.netns().try_clone()?;
     let gateway_netlink = Netlink::open(&gateway_netns)?;
 
-    let cpus = machine::workers(config.workers.as_ref());
-    let pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir)?;
+    let cpus = machine::workers(config.workers.as_ref())?;
+    let pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir).map_err(|error| {
+        let remedy = "restore it, or run `podgate cleanup` and attach the pods again";
+        anyhow::anyhow!("what is attached to this node is not known: {error}; {remedy}")
+    })?;
     let mut host_state = HostState::load(&config.state_dir)?;
 
     // Closed before anything is in it, then the devices, then what leads to them.
@@ -123,7 +143,11 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     let cluster = source.state.borrow_and_update().clone();
     let compiled = compile(&Compiled::empty(&local), &cluster, &local);
     let (flow_file, opened) = FlowFile::open(config.runtime_dir.join("flows"), config.flows.capacity as usize)?;
-    tracing::info!(?opened, "flow table");
+    match &opened {
+        Opened::Fresh => tracing::info!("flow table: new"),
+        Opened::Recovered(found) => tracing::info!(flows = found.live, discarded = found.discarded, "flow table: taken over"),
+        Opened::Replaced(reason) => tracing::warn!("flow table: the one found could not be used, so open flows are lost: {reason}"),
+    }
     let health = Arc::new(Health::default());
     health::serve(config.health, &machine.addresses, health.clone()).await?;
     let listener = api::bind(&config.socket())?;
@@ -361,7 +385,7 @@ impl Daemon {
         match Machine::look(&self.devices.node_netlink, &self.config) {
             Ok(machine) => {
                 if machine != inner.machine {
-                    tracing::info!(?machine, "this node's addresses changed");
+                    tracing::info!(addresses = ?machine.addresses, uplinks = ?machine.uplinks, mtu = machine.underlay_mtu, "this node's addresses changed");
                     inner.machine = machine;
                     if let Err(error) = self.devices.settle_node(&self.config, &inner.machine, &mut inner.host_state) {
                         tracing::error!(%error, "uplinks");
@@ -451,7 +475,10 @@ impl Daemon {
         let inner = &mut *self.inner.borrow_mut();
         let cidrs = inner.compiled.snapshot.node.node_pod_cidrs.clone();
         inner.problems.retain(|problem| !problem.starts_with("addresses"));
-        if cidrs.is_empty() {
+        let said = format!("Node {}:", self.config.node);
+        if cidrs.is_empty() && inner.warned.iter().any(|warning| warning.starts_with(&said)) {
+            // Said once is enough.
+        } else if cidrs.is_empty() {
             let name = &self.config.node;
             inner.problems.insert(format!(
                 "addresses: this node has no pod range yet; the source needs a Node {name} with spec.podCIDRs inside {}",
@@ -534,7 +561,25 @@ impl Daemon {
 
     /// Attaches a namespace: address, tables, veth, in that order, so that its first packet meets the right tables.
     async fn attach(&self, attachment: &Attachment, netns: OwnedFd) -> Result<Value, Response> {
-        let netns = Netns::from_fd(netns).map_err(|e| error(4, format!("what came with the request is no network namespace: {e}")))?;
+        let sandbox = &attachment.sandbox;
+        let netns = Netns::from_fd(netns).map_err(|e| match e {
+            NetnsError::NotANetns { found, .. } => {
+                error(4, format!("{sandbox} is not a network namespace (found {found}); `ip netns add NAME` makes /run/netns/NAME"))
+            }
+            other => error(4, format!("{sandbox}: {other}")),
+        })?;
+        if crate::config::check_device_name(&attachment.ifname).is_err() {
+            let name = &attachment.ifname;
+            return Err(error(4, format!("`{name}` cannot be an interface's name; write 1 to 15 characters without `/`, `:` and blanks")));
+        }
+        for (own, whose) in [(&self.devices.node_netns, "the node's own"), (&self.devices.gateway_netns, "the gateway's own")] {
+            if netns.id() == own.id() {
+                return Err(error(
+                    4,
+                    format!("{sandbox} is {whose} network namespace, not a pod's; `ip netns add NAME` makes one at /run/netns/NAME"),
+                ));
+            }
+        }
         let id = id_of(attachment);
         if self.inner.borrow().pods.find(&id).is_some() {
             return Err(error(4, format!("{} of {} is attached already; detach it first", attachment.ifname, attachment.sandbox)));
@@ -592,10 +637,14 @@ impl Daemon {
                 ipam.release(&owner).map_err(|e| error(100, e.to_string()))?;
             }
         }
-        if let Detached::Gone(pod) = detached {
-            tracing::info!(pod = %pod.name, addresses = ?pod.addresses, "detached");
-        }
-        Ok(json!({}))
+        let gone = match detached {
+            Detached::Gone(pod) => {
+                tracing::info!(pod = %pod.name, addresses = ?pod.addresses, "detached");
+                true
+            }
+            _ => false,
+        };
+        Ok(json!({ "detached": gone }))
     }
 
     /// The result of a CNI ADD, version 1.0.0 (CNI SPEC.md, "Success").

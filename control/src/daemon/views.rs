@@ -94,20 +94,22 @@ pub fn flows(flows: FlowTable<'_>, now: Now, snapshot: &Snapshot) -> Value {
             "ageSeconds": view.age_ms / 1000,
         })
     });
-    table("flows", rows.collect())
+    let mut rows: Vec<Value> = rows.collect();
+    rows.sort_by_cached_key(|row| ["service", "protocol", "client", "dialled"].map(|key| row[key].as_str().unwrap_or_default().to_owned()));
+    table("flows", rows)
 }
 
 /// `podgate ipam`: a row for each address that somebody has.
 pub fn ipam(view: &IpamView) -> Value {
-    let rows = view.leases.iter().flat_map(|lease| {
-        lease.addresses.iter().map(|address| {
+    let mut leased: Vec<_> = view.leases.iter().flat_map(|lease| lease.addresses.iter().map(move |address| (*address, lease))).collect();
+    leased.sort_by_key(|(address, _)| *address);
+    let rows = leased.into_iter().map(|(address, lease)| {
             json!({
                 "address": address,
                 "owner": if lease.owner.namespace.is_empty() { lease.owner.name.clone() } else { format!("{}/{}", lease.owner.namespace, lease.owner.name) },
                 "ifname": lease.owner.ifname,
                 "sandbox": lease.owner.netns,
             })
-        })
     });
     let mut value = table("ipam", rows.collect());
     value["pools"] = json!(view.pools);
