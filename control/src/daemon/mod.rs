@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use podgate_cni::{Attachment, Request, Response};
 use podgate_core::addr::{Addr, Tuple, protocol};
 use podgate_core::fib::Pod;
-use podgate_core::service::Face;
+use podgate_core::service::{Face, FrontendKey};
 use podgate_core::snapshot::Generation;
 use podgate_runtime::clock;
 use podgate_runtime::flow_file::{FlowFile, Opened};
@@ -43,7 +43,7 @@ use crate::ipam::{Ipam, Owner};
 use crate::model::ClusterState;
 use crate::netlink::Netlink;
 use crate::pods::{AttachSpec, Attached, Detached, Pods};
-use crate::routing::{self, Event, Reconciler, RoutingPlan, Side};
+use crate::routing::{self, Event, HostPort, Reconciler, RoutingPlan, Side};
 use crate::selftest::Check;
 use crate::source::{self, SourceStatus};
 use machine::Machine;
@@ -779,9 +779,9 @@ fn owner_of(attachment: &Attachment) -> Owner {
     Owner { namespace: namespace.into(), name: name.into(), netns: attachment.sandbox.clone(), ifname: attachment.ifname.clone() }
 }
 
-/// Sockets for UDP node ports: they bring datagrams that came in fragments, which no port rule matches.
+/// Sockets for UDP ports of services on the node's addresses: they bring datagrams that came in fragments, which no port rule matches.
 fn udp_ports(snapshot: &podgate_core::snapshot::Snapshot) -> Vec<SocketAddr> {
-    let node_ports = snapshot.services.iter().filter(|(key, frontend)| frontend.face == Face::NodePort && key.protocol == protocol::UDP);
+    let node_ports = snapshot.services.iter().filter(|(key, _)| snapshot.node.owns(key.addr) && key.protocol == protocol::UDP);
     node_ports.map(|(key, _)| SocketAddr::new(key.addr.ip(), key.port)).collect()
 }
 
@@ -799,10 +799,18 @@ fn routing_plan(config: &Config, inner: &Inner) -> RoutingPlan {
         .filter(|(key, frontend)| {
             let elsewhere =
                 !podgate_core::fib::within(&node.service_cidrs, key.addr) && !podgate_core::fib::within(&node.cluster_pod_cidrs, key.addr);
-            frontend.face != Face::NodePort && elsewhere && !node.owns(key.addr)
+            // What leads to another node's address must not be led away from it, least of all the overlay itself.
+            let is_a_nodes = node.owns(key.addr) || inner.cluster.nodes().values().any(|n| n.addresses.contains(&key.addr.ip()));
+            frontend.face != Face::NodePort && elsewhere && !is_a_nodes && inner.compiled.snapshot.is_vip(key.addr)
         })
         .map(|(key, _)| key.addr.ip())
         .collect();
+    // Load balancers' addresses and external IPs that are this node's own: the service has its ports, the node all the others.
+    let on_the_node = inner.compiled.snapshot.services.iter().filter(|(key, frontend)| frontend.face != Face::NodePort && node.owns(key.addr));
+    let host_port = |key: &FrontendKey| HostPort { address: key.addr.ip(), protocol: key.protocol, port: key.port };
+    let with_ports = |key: &FrontendKey| matches!(key.protocol, protocol::TCP | protocol::UDP);
+    let host_ports: Vec<HostPort> = on_the_node.filter(|(key, _)| with_ports(key)).map(|(key, _)| host_port(key)).collect();
+    node_addresses.extend(host_ports.iter().map(|port| port.address));
     RoutingPlan {
         pods_device: config.devices.pods.clone(),
         host_device: config.devices.host.clone(),
@@ -814,7 +822,7 @@ fn routing_plan(config: &Config, inner: &Inner) -> RoutingPlan {
         vips: vips.into_iter().collect(),
         node_ports: config.node_ports.clone(),
         masquerade: config.masquerade.clone().unwrap_or_default(),
-        host_ports: Vec::new(),
+        host_ports,
         pod_mtu: mtu,
         host_mtu: mtu,
         pods: inner.pods.list().map(Attached::route).collect(),
