@@ -105,6 +105,10 @@ pub fn decide(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, p
 fn first(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sender: Sender) -> Decision {
     let (node, dst) = (&*snapshot.node, parsed.tuple.dst);
     let key = FrontendKey { addr: dst, port: parsed.tuple.dst_port, protocol: parsed.tuple.protocol };
+    if speaks_overlay(snapshot, parsed.tuple.protocol, (parsed.tuple.src, parsed.tuple.src_port)) {
+        // Its answers would go there, from a node's address as like as not.
+        return Decision::Refuse(DropReason::OverlayForged, Say::Nothing);
+    }
     if let Some(frontend) = snapshot.services.get(&key) {
         return dial(snapshot, frontend, parsed, sender);
     }

@@ -13,7 +13,9 @@ use crate::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer};
 use crate::testing::{self, addr};
 
 mod hostile;
+mod life;
 mod policy;
+mod random;
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;

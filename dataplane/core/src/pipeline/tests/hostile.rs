@@ -121,6 +121,10 @@ fn the_overlays_port_is_closed_to_pods_wherever_it_is() {
     }
     let bytes = opener(protocol::UDP, "10.32.2.11:5000", "192.0.2.1:4790");
     dropped(&mut world, PEER, bytes, DropReason::OverlayForged, "a pod of a peer that does not look");
+    // A pod behind a node port answers whoever asked: nobody asks in the name of an overlay socket.
+    for (src, dialled) in [("192.0.2.2:4790", "192.0.2.1:30080"), ("192.0.2.1:4790", "10.96.0.10:80"), ("192.0.2.2:4790", "10.32.1.10:80")] {
+        dropped(&mut world, Ingress::Host, opener(protocol::UDP, src, dialled), DropReason::OverlayForged, src);
+    }
 }
 
 #[test]
