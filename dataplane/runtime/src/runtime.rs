@@ -146,13 +146,12 @@ impl Runtime {
             Netns::current().map_err(|error| StartError::System { step: "find the node's network namespace", source: io::Error::other(error) })?;
 
         let mut receivers = Vec::new();
-        let mut senders = Vec::new();
         for _ in 0..count {
             let sockets = underlay.iter().map(|address| Receiver::bind(SocketAddr::new(*address, overlay_port), MESSAGES_MAX));
             receivers.push(sockets.collect::<Result<Vec<_>, _>>()?);
-            senders.push(Sender::open(&underlay, SENDERS_PER_FAMILY)?);
         }
-        let shared = Arc::new(Shared::new(flows, pods_queues, host_queues, senders));
+        let sender = Sender::open(&underlay, SENDERS_PER_FAMILY)?;
+        let shared = Arc::new(Shared::new(flows, pods_queues, host_queues, sender));
         let (pods_features, host_features) = (pods.features(), host.features());
         if !(pods_features.tso && host_features.tso) {
             shared.offers.tso.absent();

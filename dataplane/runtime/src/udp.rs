@@ -35,8 +35,8 @@ pub const SEGMENTS_MAX: usize = 64;
 /// The most slices of one send (`UIO_MAXIOV`).
 pub const SEND_SLICES_MAX: usize = 1024;
 
-/// Send-only sockets of each family and worker: enough outer ports for networks and receivers to spread flows by.
-pub const SENDERS_PER_FAMILY: usize = 16;
+/// Send-only sockets of each family: enough outer ports for networks and receivers to spread flows by.
+pub const SENDERS_PER_FAMILY: usize = 32;
 
 /// What a receive buffer is asked to hold: the default of 208 KiB is three superframes, this is a hundred.
 const RECEIVE_BUFFER_LEN: u32 = 8 << 20;
@@ -68,7 +68,9 @@ pub struct Received {
     pub ecn: u8,
 }
 
-/// One worker's sending sockets.
+/// The sending sockets, which all workers share: a flow's outer port is its own, whichever worker sends for it. Otherwise the peer's
+/// worker for it would change with ours, so the worker of its answers, and with that ours again; what is on its way meanwhile is overtaken.
+/// The kernel sends from one socket on several CPUs without a lock (net/ipv4/udp.c, `udp_sendmsg` without corking).
 #[derive(Debug)]
 pub struct Sender {
     v4: Family,

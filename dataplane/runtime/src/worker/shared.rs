@@ -30,8 +30,8 @@ pub(crate) struct Shared {
     /// A queue of each TUN for each worker; also what probes are written to.
     pub(crate) pods: Box<[Queue]>,
     pub(crate) host: Box<[Queue]>,
-    /// Each worker's sending sockets.
-    pub(crate) senders: Box<[Sender]>,
+    /// The overlay's sending sockets.
+    pub(crate) sender: Sender,
     pub(crate) inboxes: Box<[Inbox]>,
     pub(crate) seats: Box<[CachePadded<Seat>]>,
     /// Packets for the gateway's own stack.
@@ -68,14 +68,14 @@ pub(crate) struct Seat {
 }
 
 impl Shared {
-    pub(crate) fn new(flows: FlowFile, pods: Vec<Queue>, host: Vec<Queue>, senders: Vec<Sender>) -> Shared {
+    pub(crate) fn new(flows: FlowFile, pods: Vec<Queue>, host: Vec<Queue>, sender: Sender) -> Shared {
         let workers = pods.len();
         Shared {
             flows,
             counters: (0..workers + 1).map(|_| CachePadded::default()).collect(),
             pods: pods.into(),
             host: host.into(),
-            senders: senders.into(),
+            sender,
             inboxes: (0..workers).map(|_| Inbox::new()).collect(),
             seats: (0..workers).map(|_| CachePadded::default()).collect(),
             netstack: Inbox::new(),

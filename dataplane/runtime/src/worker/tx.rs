@@ -82,7 +82,7 @@ impl<'a> Tx<'a> {
             counters: &shared.counters[worker],
             pods: &shared.pods[worker],
             host: &shared.host[worker],
-            sender: &shared.senders[worker],
+            sender: &shared.sender,
             scratch: Scratch(vec![0; PACKET_LEN_MAX].into_boxed_slice()),
             plan: SplitPlan::new(SEGMENTS_MAX, SEGMENTS_MAX * HEADER_LEN_MAX),
             bases: Vec::with_capacity(SEGMENTS_MAX),
