@@ -41,7 +41,8 @@ pub struct Report {
 
 /// What these workloads explain. A TCP stream that seeks its limit makes queues and socket buffers overflow, and slows down; and a pod's own
 /// kernel looks for routers from its link-local address, which no pod may send from. All else that is dropped is a fault.
-const EXPLAINED: [&str; 5] = ["kernel_pods_queue", "kernel_host_queue", "kernel_overlay_sockets", "kernel_port_sockets", "kernel_refused_pod_source"];
+const EXPLAINED: [&str; 6] =
+    ["martian_source", "kernel_pods_queue", "kernel_host_queue", "kernel_overlay_sockets", "kernel_port_sockets", "kernel_refused_pod_source"];
 
 /// A figure of a sample, and its unit.
 type Figure = (&'static str, fn(&Sample) -> f64);
