@@ -16,6 +16,7 @@ mod hostile;
 mod life;
 mod policy;
 mod random;
+mod way;
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
