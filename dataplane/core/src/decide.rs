@@ -13,6 +13,7 @@ use crate::parse::{Parsed, Transport};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, TrafficPolicy};
 use crate::snapshot::{NodeTables, OutsideToPods, Snapshot};
 use crate::verdict::{DropReason, PeerId};
+use crate::wire::ip::Scope;
 
 /// What is to become of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +208,11 @@ fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sende
             Decision::Refuse(DropReason::NoBackendRejected, Say::Reject)
         };
     };
+    // An API server refuses such endpoints; a directory of manifests may hold them. With `route_localnet` on, as kube-proxy leaves it, the
+    // node's loopback would be open to every pod.
+    if Scope::of(backend.addr) != Scope::Unicast {
+        return Decision::Refuse(DropReason::MartianDestination, Say::Nothing);
+    }
     let hop = match hop(snapshot, backend.addr) {
         Ok(hop) => hop,
         Err(reason) => return Decision::Refuse(reason, Say::NoRoute),

@@ -169,6 +169,19 @@ fn what_has_no_ports_is_not_sent_where_its_answers_could_not_be_told() {
     assert_eq!(world.flows.table().len(), 1);
 }
 
+/// An endpoint is an address that anybody may write into a manifest.
+#[test]
+fn no_service_leads_to_loopback_or_a_link() {
+    for endpoint in ["127.0.0.1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "255.255.255.255", "::1", "fe80::1", "ff02::1"] {
+        let mut world = World::new();
+        let inward = service(7, TrafficPolicy::Cluster, vec![backend(endpoint, 10250, Place::Outside)]);
+        let (vip, client) = if endpoint.contains(':') { ("fd00:96::7", "[fd00:32:1::11]:1") } else { ("10.96.0.7", "10.32.1.11:1") };
+        face(&mut world, Face::ClusterIp, vip, 80, &inward);
+        let dialled = std::net::SocketAddr::new(vip.parse().unwrap(), 80).to_string();
+        dropped(&mut world, Ingress::Pods, opener(protocol::TCP, client, &dialled), DropReason::MartianDestination, endpoint);
+    }
+}
+
 /// One destination and 4,535 masquerade ports: nearly all of them are found.
 #[test]
 fn the_search_for_a_port_fails_only_when_hardly_one_is_left() {
