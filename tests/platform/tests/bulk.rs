@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use podgate::lab::matrix::Probe;
 use podgate::lab::program::bulk;
 use podgate::lab::{Lab, NodeSettings};
-use podgate_runtime::ethtool::Switch;
+use podgate_runtime::ethtool::{Switch, set_features};
 use podgate_testbed::{Bed, Outcome, all_hold, run};
 
 fn main() -> ExitCode {
     run(|tests| {
         tests.add("bulk transfers on every kind of path arrive with every byte right, in superframes", superframes);
         tests.add("bulk transfers arrive with the underlay's offloads off", without_offloads);
+        tests.add("bulk transfers arrive with the pods' offloads off, every checksum made and verified by their kernels", without_pods_offloads);
         tests.add("one worker serves every path", |bed| workers(bed, 1));
         tests.add("three workers share the flows of every path", |bed| workers(bed, 3));
     })
@@ -70,6 +71,23 @@ fn without_offloads(bed: &Bed) -> Outcome {
     };
     switch(Switch::Off)?;
     // With checksums made and verified in software, a wrong one is dropped by the kernel and the transfer stands still.
+    let outcome = transfer_all(lab);
+    switch(Switch::On)?;
+    outcome
+}
+
+/// Pods then send packets of MTU size with whole checksums, which translation must keep right, and check every one that they get.
+fn without_pods_offloads(bed: &Bed) -> Outcome {
+    const OFFLOADS: [&str; 6] =
+        ["tx-checksum-ip-generic", "rx-checksum", "tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-generic-segmentation", "rx-gro"];
+    let lab = bed.lab()?;
+    let switch = |to: Switch| -> Outcome {
+        for pod in lab.pods() {
+            pod.machine().run(|| set_features("eth0", &OFFLOADS.map(|name| (name, to))))??;
+        }
+        Ok(())
+    };
+    switch(Switch::Off)?;
     let outcome = transfer_all(lab);
     switch(Switch::On)?;
     outcome
