@@ -176,7 +176,7 @@ fn tables_are_data_on_stdout_and_nothing_else() {
     assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap(), drops);
     assert!(answering(&drops).asked_with(&["drops", "-o", "yaml"]).1.contains("reason: no_flow"));
     let (exit, stdout, stderr) = answering(&json!({"schemaVersion": 1, "peers": []})).asked_with(&["peers"]);
-    assert_eq!((exit, stdout.lines().count(), stderr.as_str()), (0, 1, "No peers found.\n"));
+    assert_eq!((exit, stdout.lines().count(), stderr.as_str()), (0, 1, "No other nodes found.\n"));
 }
 
 #[test]

@@ -339,7 +339,7 @@ fn print(table: &str, value: &Value, format: Format) -> Exit {
     let text = table::render(table, value, format);
     let exit = put(&text);
     if let (Format::Table | Format::Wide, true) = (format, table::is_empty(table, value)) {
-        eprintln!("No {table} found.");
+        eprintln!("{}", table::nothing(table));
     }
     exit
 }

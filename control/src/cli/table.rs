@@ -45,8 +45,8 @@ fn columns(table: &str) -> &'static [Column] {
             Column("BACKEND", "backend", Always),
             Column("STATE", "state", Always),
             Column("SERVICE", "service", Always),
-            Column("IDLE", "idleSeconds", Always),
-            Column("AGE", "ageSeconds", Wide),
+            Column("IDLE(S)", "idleSeconds", Always),
+            Column("AGE(S)", "ageSeconds", Wide),
             Column("SEEN-AS", "seenAs", Wide),
             Column("KIND", "kind", Wide),
         ],
@@ -98,6 +98,16 @@ pub fn render(name: &str, value: &Value, format: Format) -> String {
 /// Whether the table has no row.
 pub fn is_empty(name: &str, value: &Value) -> bool {
     rows(name, value).is_empty()
+}
+
+/// What is said of a table without rows.
+pub fn nothing(name: &str) -> String {
+    match name {
+        "drops" => "Nothing was dropped.".into(),
+        "ipam" => "No address is in use.".into(),
+        "peers" => "No other nodes found.".into(),
+        other => format!("No {other} found."),
+    }
 }
 
 fn rows<'a>(name: &str, value: &'a Value) -> &'a [Value] {

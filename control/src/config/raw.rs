@@ -280,6 +280,9 @@ fn plainly(problem: &str) -> Option<String> {
         "invalid u32" => "not a number from 0 to 4294967295".into(),
         "invalid socket address syntax" => "not an address with a port; write one as 127.0.0.1:10256 or [::1]:10256".into(),
         _ => {
+            if let Some((odd, known)) = problem.strip_prefix("unknown variant ").and_then(|rest| rest.split_once(", expected one of ")) {
+                return Some(format!("{odd} is not known here; write one of {known}"));
+            }
             if let Some(address) = problem.strip_prefix("invalid address: ") {
                 return Some(format!("`{address}` is not a range of addresses; write one as 10.244.0.0/16"));
             }

@@ -118,9 +118,9 @@ pub fn main(options: &Options) -> ExitCode {
     };
     report.seconds = start.elapsed().as_secs_f64();
     match options.format {
-        Format::Text => print!("{}", render::report(&report, &lab)),
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report).expect("a report is always JSON")),
-    }
+        Format::Text => crate::cli::put(&render::report(&report, &lab)),
+        Format::Json => crate::cli::put(&json(&report)),
+    };
     if options.afterwards == Afterwards::Keep {
         eprint!("{}", render::commands(&lab, &sandbox));
         wait_for_enter();
@@ -189,9 +189,13 @@ fn fail(options: &Options, what: &str) -> ExitCode {
     if options.format == Format::Json {
         let check = Check { group: "cluster".into(), name: "the cluster is built".into(), ok: false, detail: what.into(), latency_micros: None };
         let report = Report { schema_version: SCHEMA_VERSION, checks: vec![check], ..Report::default() };
-        println!("{}", serde_json::to_string_pretty(&report).expect("a report is always JSON"));
+        crate::cli::put(&json(&report));
     }
     ExitCode::FAILURE
+}
+
+fn json(report: &Report) -> String {
+    format!("{}\n", serde_json::to_string_pretty(report).expect("a report is always JSON"))
 }
 
 /// Returns at Enter. Where nobody can press it, only Ctrl-C or the end of the process outside ends the demo.
