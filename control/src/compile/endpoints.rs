@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use podgate_core::addr::Addr;
 use podgate_core::service::{Backend, Place};
+use podgate_core::wire::ip::Scope;
 
 use super::node::Locator;
 use crate::model::{Endpoint, Protocol, Slices};
@@ -58,6 +59,10 @@ pub(super) fn candidates<'a>(slices: Option<&'a Slices>, port: &str, protocol: P
     for slice in slices.into_iter().flat_map(|s| s.values()) {
         for slice_port in slice.ports.iter().filter(|p| &*p.name == port && p.protocol == protocol) {
             for endpoint in slice.endpoints.iter().filter(|e| e.address.is_ipv4() == v4) {
+                // An API server takes no loopback, link-local or multicast endpoints; manifests are not asked before they come here.
+                if Scope::of(endpoint.address.into()) != Scope::Unicast {
+                    continue;
+                }
                 let addr = Addr::from(endpoint.address);
                 let place = at.place(addr);
                 // Upstream goes by nodeName alone. Hand-written slices often lack it: then the address tells.
