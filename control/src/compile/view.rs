@@ -2,7 +2,7 @@
 //!
 //! Built when asked for, from the objects that the snapshot was compiled from, so that nothing of it burdens the tables.
 
-use podgate_core::service::{Face, Place, TrafficPolicy};
+use podgate_core::service::{Place, TrafficPolicy};
 use serde::Serialize;
 
 use super::endpoints::{Choice, candidates, cluster_choice, local_choice};
@@ -210,22 +210,13 @@ fn service_view(port: &CompiledPort) -> ServiceView {
     ServiceView {
         service: service.name.to_string(),
         protocol: port.protocol,
-        frontends: port.faces.iter().map(|(key, f)| FrontendView { face: face(*f), address: address(key) }).collect(),
+        frontends: port.faces.iter().map(|(key, f)| FrontendView { face: f.name(), address: address(key) }).collect(),
         internal_traffic_policy: policy(service.internal_policy),
         external_traffic_policy: policy(service.external_policy),
         session_affinity_seconds: service.affinity.map(|a| a.as_secs()),
         source_ranges: service.source_ranges.iter().map(ToString::to_string).collect(),
         cluster_backends: service.cluster.len(),
         local_backends: service.local.len(),
-    }
-}
-
-fn face(face: Face) -> &'static str {
-    match face {
-        Face::ClusterIp => "ClusterIP",
-        Face::NodePort => "NodePort",
-        Face::LoadBalancer => "LoadBalancer",
-        Face::ExternalIp => "ExternalIP",
     }
 }
 

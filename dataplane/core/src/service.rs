@@ -33,6 +33,18 @@ pub enum Face {
     ExternalIp,
 }
 
+impl Face {
+    /// The name that operators know it by.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Face::ClusterIp => "ClusterIP",
+            Face::NodePort => "NodePort",
+            Face::LoadBalancer => "LoadBalancer",
+            Face::ExternalIp => "ExternalIP",
+        }
+    }
+}
+
 /// A traffic policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TrafficPolicy {

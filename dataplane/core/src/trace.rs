@@ -65,9 +65,15 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
         let service = &frontend.service;
         note(
             "service",
-            format!("{} by its {:?}: {} endpoints, {} on this node", service.name, frontend.face, service.cluster.len(), service.local.len()),
+            format!(
+                "{} by its {}; usable endpoints: {}, on this node: {}",
+                service.name,
+                frontend.face.name(),
+                service.cluster.len(),
+                service.local.len()
+            ),
         );
-    } else if snapshot.services.is_vip(tuple.dst) {
+    } else if snapshot.is_vip(tuple.dst) && !snapshot.node.is_gateway(tuple.dst) {
         note("service", "a VIP, but no service has this port".into());
     }
     let hop = match decision {
@@ -125,7 +131,7 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
 }
 
 fn drop_text(reason: DropReason) -> String {
-    format!("dropped as {}: {}", reason.name(), reason.help())
+    format!("dropped as {}: {}", reason.name(), reason.help().trim_end_matches('.'))
 }
 
 /// The side on which the owner of the source sends.

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use podgate_core::addr::protocol;
+use podgate_core::addr::{Tuple, protocol};
 use podgate_core::counters::Counters;
-use podgate_core::flow::{FlowRef, Kind};
+use podgate_core::flow::FlowRef;
 use podgate_core::packet::{Ingress, Offload};
 use podgate_core::pipeline::{Bind, MasqueradePort};
 use podgate_core::snapshot::Snapshot;
@@ -124,15 +124,21 @@ impl Ports {
         let (wanted, masqueraded) = (Vec::new(), HashMap::new());
         let buffer = vec![0; PACKET_LEN_MAX].into_boxed_slice();
         let mut ports = Ports { shared, wishes, poll, stack, sockets, icmp, icmp_problems, wanted, masqueraded, buffer };
-        ports.adopt_flows();
+        ports.adopt_flows(snapshot);
         Ok(ports)
     }
 
     /// Binds the ports of flows that a predecessor masqueraded, before any of their replies can be refused.
-    fn adopt_flows(&mut self) {
+    fn adopt_flows(&mut self, snapshot: &Snapshot) {
         let shared = Arc::clone(&self.shared);
+        let node = &snapshot.node;
+        // A service's endpoint outside the cluster is spoken to in the same way as the outside.
+        let is_ours = |reply: &Tuple| {
+            let ranges = node.masquerade.iter().flat_map(|masquerade| &masquerade.ports);
+            reply.protocol == protocol::UDP && node.owns(reply.dst) && ranges.clone().any(|range| range.contains(&reply.dst_port))
+        };
         let live = shared.flows.table().views(Instant::read().now()).map(|view| view.flow);
-        for flow in live.filter(|flow| flow.kind == Kind::Masquerade && flow.original.protocol == protocol::UDP) {
+        for flow in live.filter(|flow| is_ours(&flow.reply)) {
             self.serve_masqueraded(MasqueradePort { flow: flow.at, reply: flow.reply, bind: Bind::Soon }, None);
         }
         self.shared.masquerade_sockets.store(self.masqueraded.len() as u64, Ordering::Relaxed);
