@@ -4,46 +4,45 @@
 //! called whenever anything changed (the cluster's objects, the machine's addresses, the pods), and compares desired with published
 //! state: it never trusts a delta.
 
+mod answers;
+mod attachments;
 mod flows;
 mod machine;
 mod probe;
 mod views;
+mod watchers;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podgate_cni::{Attachment, Request, Response};
-use podgate_core::addr::{Addr, Tuple, protocol};
+use podgate_cni::Response;
+use podgate_core::addr::{Addr, protocol};
 use podgate_core::fib::Pod;
 use podgate_core::service::{Face, FrontendKey};
 use podgate_core::snapshot::Generation;
-use podgate_runtime::clock;
 use podgate_runtime::flow_file::{FlowFile, Opened};
-use podgate_runtime::netns::{Netns, NetnsError};
+use podgate_runtime::netns::Netns;
 use podgate_runtime::runtime::{Options, Runtime};
 use podgate_runtime::tun::Tun;
-use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
 
 use crate::api;
 use crate::compile::{Compiled, LocalNode, Settings, compile, pod_mtu};
 use crate::config::{Attach, Config};
 use crate::gateway_ns;
-use crate::guard_drops;
 use crate::health::{self, Health};
 use crate::host_state::HostState;
-use crate::ipam::{Ipam, Owner};
+use crate::ipam::Ipam;
 use crate::model::ClusterState;
 use crate::netlink::Netlink;
-use crate::pods::{AttachSpec, Attached, Detached, Pods};
-use crate::routing::{self, Event, HostPort, Reconciler, RoutingPlan, Side};
+use crate::pods::{Attached, Pods};
+use crate::routing::{self, HostPort, Reconciler, RoutingPlan, Side};
 use crate::selftest::Check;
 use crate::source::{self, SourceStatus};
 use machine::Machine;
@@ -54,14 +53,8 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often everything is compared again though nothing said that it changed.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often the workers are asked whether a path turned out narrow: until the answer is published, its packets are lost.
-const PATHS_INTERVAL: Duration = Duration::from_millis(50);
-
 /// How long a path is taken to be narrow (RFC 1191 §6.3).
 const PATH_MTU_LIFETIME: Duration = Duration::from_secs(600);
-
-/// The largest frame that pods hand over: one send of the overlay takes 65,507 bytes, replicated headers included (design D2).
-const GSO_MAX_SIZE: u32 = 62_000;
 
 /// Takes the lock of the runtime directory: whoever holds it may touch rules, routes, queues and sockets.
 pub fn lock(runtime_dir: &Path) -> anyhow::Result<nix::fcntl::Flock<std::fs::File>> {
@@ -191,8 +184,8 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     daemon.serve_udp_ports();
     tokio::task::spawn_local(api::serve(listener, daemon.clone()));
     tokio::task::spawn_local(probe::run(daemon.clone()));
-    tokio::task::spawn_local(watch_kernel(daemon.clone(), reconciler));
-    tokio::task::spawn_local(watch_paths(daemon.clone()));
+    tokio::task::spawn_local(watchers::watch_kernel(daemon.clone(), reconciler));
+    tokio::task::spawn_local(watchers::watch_paths(daemon.clone()));
     tracing::info!(node = %daemon.config.node, socket = %daemon.config.socket().display(), "running");
 
     let mut audit = tokio::time::interval(AUDIT_INTERVAL);
@@ -357,7 +350,7 @@ impl Inner {
 
 impl Daemon {
     fn dataplane(&self) -> Result<Arc<Runtime>, Response> {
-        self.dataplane.borrow().clone().ok_or_else(|| error(11, "the dataplane is being restarted; try again".into()))
+        self.dataplane.borrow().clone().ok_or_else(|| answers::error(11, "the dataplane is being restarted; try again".into()))
     }
 
     /// Compiles what there is, publishes it if it differs, and brings rules, routes and sockets in step.
@@ -511,272 +504,9 @@ impl Daemon {
         self.inner.borrow_mut().checks = checks;
     }
 
-    fn status(&self) -> Result<Value, Response> {
-        let dataplane = self.dataplane()?;
-        let inner = self.inner.borrow();
-        let features = dataplane.features();
-        let snapshot = dataplane.snapshot();
-        let mut problems: Vec<String> = inner.problems.iter().cloned().collect();
-        problems.extend(inner.checks.iter().filter(|check| !check.ok).map(|check| format!("{}: {}", check.name, check.detail)));
-        problems.extend(inner.warned.iter().cloned());
-        problems.extend(dataplane.port_problems().into_iter().map(|problem| format!("{}: {}", problem.what, problem.why)));
-        let workers = dataplane.workers();
-        for (number, worker) in workers.iter().enumerate().filter(|(_, worker)| !worker.alive) {
-            problems.push(format!("worker {number} is down after {} restarts; see the log", worker.restarts));
-        }
-        let gateways: Vec<String> = [snapshot.node.gateway_v4, snapshot.node.gateway_v6].iter().flatten().map(Addr::to_string).collect();
-        Ok(json!({
-            "schemaVersion": views::SCHEMA_VERSION,
-            "version": env!("CARGO_PKG_VERSION"),
-            "node": self.config.node,
-            "ready": self.ready.get(),
-            "generation": snapshot.generation.0,
-            "workers": workers.len(),
-            "source": {
-                "kind": inner.source_status.kind,
-                "connected": inner.source_status.connected,
-                "errors": inner.source_status.errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            },
-            "attachMode": "veth",
-            "offloads": {
-                "tso": features.tso.on, "uso": features.uso.on, "udpSegment": features.udp_gso.on, "udpGro": features.udp_gro.on,
-            },
-            "addresses": inner.machine.addresses,
-            "gateway": gateways,
-            "podMtu": self.pod_mtu(&inner.machine),
-            "pods": inner.pods.list().count().saturating_sub(inner.pods.find(probe::ID).map_or(0, |_| 1)),
-            "services": inner.compiled.services().len(),
-            "peers": snapshot.peers.len(),
-            "flows": dataplane.flows().len(),
-            "flowCapacity": dataplane.flows().capacity(),
-            "uptimeSeconds": self.started.elapsed().as_secs(),
-            "checks": inner.checks,
-            "problems": problems,
-        }))
-    }
-
     fn pod_mtu(&self, machine: &Machine) -> u32 {
         pod_mtu(&machine.underlay, machine.underlay_mtu)
     }
-
-    /// Attaches a namespace: address, tables, veth, in that order, so that its first packet meets the right tables.
-    async fn attach(&self, attachment: &Attachment, netns: OwnedFd) -> Result<Value, Response> {
-        let sandbox = &attachment.sandbox;
-        let netns = Netns::from_fd(netns).map_err(|e| match e {
-            NetnsError::NotANetns { found, .. } => {
-                error(4, format!("{sandbox} is not a network namespace (found {found}); `ip netns add NAME` makes /run/netns/NAME"))
-            }
-            other => error(4, format!("{sandbox}: {other}")),
-        })?;
-        if crate::config::check_device_name(&attachment.ifname).is_err() {
-            let name = &attachment.ifname;
-            return Err(error(4, format!("`{name}` cannot be an interface's name; write 1 to 15 characters without `/`, `:` and blanks")));
-        }
-        for (own, whose) in [(&self.devices.node_netns, "the node's own"), (&self.devices.gateway_netns, "the gateway's own")] {
-            if netns.id() == own.id() {
-                return Err(error(
-                    4,
-                    format!("{sandbox} is {whose} network namespace, not a pod's; `ip netns add NAME` makes one at /run/netns/NAME"),
-                ));
-            }
-        }
-        let id = id_of(attachment);
-        if self.inner.borrow().pods.find(&id).is_some() {
-            return Err(error(4, format!("{} of {} is attached already; detach it first", attachment.ifname, attachment.sandbox)));
-        }
-        if self.inner.borrow().compiled.snapshot.node.node_pod_cidrs.is_empty() {
-            return Err(error(11, "this node has no pod range yet; `podgate status` says what is missing".into()));
-        }
-        let owner = owner_of(attachment);
-        let lease = self.inner.borrow_mut().ipam.allocate(&owner).map_err(|e| error(11, e.to_string()))?;
-        match self.plug(&id, attachment.name.as_deref().unwrap_or("-"), &attachment.ifname, lease.addresses.clone(), &netns).await {
-            Ok(attached) => {
-                tracing::info!(pod = %attached.name, addresses = ?attached.addresses, veth = %attached.veth, "attached");
-                Ok(self.cni_result(attachment, &attached))
-            }
-            Err(e) => {
-                if let Err(e) = self.inner.borrow_mut().ipam.release(&owner) {
-                    tracing::error!(error = %e, "the address of a failed attachment could not be released");
-                }
-                Err(error(100, e.to_string()))
-            }
-        }
-    }
-
-    /// Makes the pod known to the workers, then to the kernel.
-    async fn plug(&self, id: &str, name: &str, ifname: &str, addresses: Vec<IpAddr>, netns: &Netns) -> anyhow::Result<Attached> {
-        let spec = {
-            let inner = self.inner.borrow();
-            AttachSpec {
-                id: id.to_owned(),
-                name: name.to_owned(),
-                ifname: ifname.to_owned(),
-                addresses,
-                mac: None,
-                mtu: self.pod_mtu(&inner.machine),
-                gso_max_size: GSO_MAX_SIZE,
-                routes: Vec::new(),
-            }
-        };
-        let attached = self.inner.borrow_mut().pods.attach(netns, &spec)?;
-        // At once: the reconciler takes rules that it does not know for leftovers.
-        self.route();
-        self.refresh().await;
-        Ok(attached)
-    }
-
-    async fn detach(&self, attachment: &Attachment) -> Result<Value, Response> {
-        let detached = self.inner.borrow_mut().pods.detach(&id_of(attachment)).map_err(|e| error(100, e.to_string()))?;
-        // Its flows end with the publication, before its address can be given to anybody else.
-        self.refresh().await;
-        {
-            let ipam = &mut self.inner.borrow_mut().ipam;
-            // The caller need not know the pod's name any more.
-            let owner = ipam.leases().map(|lease| &lease.owner).find(|o| o.netns == attachment.sandbox && o.ifname == attachment.ifname).cloned();
-            if let Some(owner) = owner {
-                ipam.release(&owner).map_err(|e| error(100, e.to_string()))?;
-            }
-        }
-        let gone = match detached {
-            Detached::Gone(pod) => {
-                tracing::info!(pod = %pod.name, addresses = ?pod.addresses, "detached");
-                true
-            }
-            _ => false,
-        };
-        Ok(json!({ "detached": gone }))
-    }
-
-    /// The result of a CNI ADD, version 1.0.0 (CNI SPEC.md, "Success").
-    fn cni_result(&self, attachment: &Attachment, attached: &Attached) -> Value {
-        let ips = attached.addresses.iter().map(|ip| {
-            let gateway = self.inner.borrow().compiled.snapshot.node.gateway_for(Addr::from(*ip)).map(|g| g.to_string());
-            json!({"address": routing::whole(*ip).to_string(), "gateway": gateway, "interface": 1})
-        });
-        let routes = attached.addresses.iter().map(|ip| json!({"dst": if ip.is_ipv4() { "0.0.0.0/0" } else { "::/0" }}));
-        json!({
-            "cniVersion": "1.0.0",
-            "interfaces": [
-                {"name": attached.veth, "mac": attached.gateway_mac.to_string(), "sandbox": self.config.netns()},
-                {"name": attached.ifname, "mac": attached.pod_mac.to_string(), "sandbox": attachment.sandbox},
-            ],
-            "ips": ips.collect::<Vec<_>>(),
-            "routes": routes.collect::<Vec<_>>(),
-            "dns": {},
-        })
-    }
-
-    fn show(&self, table: &str) -> Result<Value, Response> {
-        let dataplane = self.dataplane()?;
-        Ok(match table {
-            "status" => self.status()?,
-            "services" => views::services(&self.inner.borrow().compiled),
-            "backends" => views::backends(&self.inner.borrow().compiled),
-            "flows" => views::flows(dataplane.flows(), clock::Instant::read().now(), &dataplane.snapshot()),
-            "peers" => views::peers(&self.inner.borrow().compiled),
-            "ipam" => views::ipam(&self.inner.borrow().ipam.list()),
-            "workers" => views::workers(&dataplane),
-            "drops" => views::drops(&dataplane, guard_drops::read(&self.devices.gateway_netns).unwrap_or_default()),
-            "routes" => views::routes(&dataplane.snapshot()),
-            other => return Err(error(4, format!("there is no table {other:?}"))),
-        })
-    }
-}
-
-impl api::Handler for Daemon {
-    async fn handle(&self, request: Request, mut fds: Vec<OwnedFd>) -> Response {
-        let answer = match request {
-            Request::Show { table } => self.show(&table),
-            Request::Trace { from, from_port, to, to_port, protocol } => self.dataplane().and_then(|dataplane| {
-                let number = match (protocol.as_str(), to.is_ipv4()) {
-                    ("tcp", _) => protocol::TCP,
-                    ("udp", _) => protocol::UDP,
-                    ("icmp", true) => protocol::ICMP,
-                    ("icmp", false) => protocol::ICMPV6,
-                    (other, _) => return Err(error(4, format!("protocol {other:?} is not known; tcp, udp or icmp"))),
-                };
-                if from.is_ipv4() != to.is_ipv4() {
-                    return Err(error(4, format!("{from} and {to} are of different families")));
-                }
-                let tuple = Tuple { src: from.into(), dst: to.into(), src_port: from_port, dst_port: to_port, protocol: number };
-                Ok(views::steps(&dataplane.snapshot(), &dataplane.flows(), tuple))
-            }),
-            Request::Attach(attachment) => match fds.pop() {
-                Some(netns) => self.attach(&attachment, netns).await,
-                None => Err(error(4, "no network namespace came with the request".into())),
-            },
-            Request::Detach(attachment) => self.detach(&attachment).await,
-        };
-        answer.map_or_else(|refusal| refusal, Response::Ok)
-    }
-}
-
-/// Takes note of paths that workers found to be narrow.
-async fn watch_paths(daemon: Rc<Daemon>) {
-    let mut interval = tokio::time::interval(PATHS_INTERVAL);
-    loop {
-        interval.tick().await;
-        let found = daemon.dataplane().map_or(Vec::new(), |dataplane| dataplane.path_mtus());
-        let narrow = &mut daemon.inner.borrow_mut().narrow_paths;
-        for (peer, mtu) in found {
-            if narrow.insert(peer, (mtu, Instant::now())).is_none_or(|(known, _)| known != mtu) {
-                tracing::warn!(%peer, mtu, "the path to a peer is narrow");
-                daemon.changed.notify_one();
-            }
-        }
-    }
-}
-
-/// Keeps rules, routes and devices as they are to be, and takes note of what others change.
-async fn watch_kernel(daemon: Rc<Daemon>, reconciler: Reconciler) {
-    let (events, mut received) = mpsc::channel(64);
-    let plan = daemon.plan.subscribe();
-    tokio::task::spawn_local(async move {
-        if let Err(error) = reconciler.run(plan, events).await {
-            tracing::error!(%error, "rules and routes are no longer kept: restart the daemon");
-        }
-    });
-    while let Some(event) = received.recv().await {
-        match event {
-            Event::Changed(side, changes) => {
-                for what in &changes.added {
-                    tracing::info!(%side, "put {what}");
-                }
-                for what in &changes.removed {
-                    tracing::info!(%side, "took away {what}");
-                }
-                let prefix = format!("routing on {side}");
-                let problems = &mut daemon.inner.borrow_mut().problems;
-                problems.retain(|problem| !problem.starts_with(&prefix));
-                problems.extend(changes.failed.iter().map(|failed| format!("{prefix}: {failed}")));
-            }
-            Event::DeviceLost(side) => {
-                tracing::error!(%side, "the TUN is gone; opening it again");
-                while let Err(error) = daemon.replace_dataplane().await {
-                    tracing::error!(%error, "the dataplane");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-                daemon.plan.send_modify(|_| {});
-            }
-            Event::DeviceBack(side) => tracing::info!(%side, "the TUN is back"),
-            Event::NodeAddresses(_) => daemon.changed.notify_one(),
-            Event::Failed(side, error) => tracing::error!(%side, %error, "rules and routes"),
-        }
-    }
-}
-
-fn error(code: u32, message: String) -> Response {
-    Response::Error { code, message }
-}
-
-fn id_of(attachment: &Attachment) -> String {
-    format!("{}/{}", attachment.sandbox, attachment.ifname)
-}
-
-fn owner_of(attachment: &Attachment) -> Owner {
-    let name = attachment.name.as_deref().unwrap_or("-");
-    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
-    Owner { namespace: namespace.into(), name: name.into(), netns: attachment.sandbox.clone(), ifname: attachment.ifname.clone() }
 }
 
 /// Sockets for UDP ports of services on the node's addresses: they bring datagrams that came in fragments, which no port rule matches.

@@ -1,0 +1,106 @@
+//! What the daemon answers to its clients: the socket's requests, one by one.
+
+use std::os::fd::OwnedFd;
+
+use podgate_cni::{Request, Response};
+use podgate_core::addr::{Addr, Tuple, protocol};
+use podgate_runtime::clock;
+use serde_json::{Value, json};
+
+use super::{Daemon, probe, views};
+use crate::{api, guard_drops};
+
+impl api::Handler for Daemon {
+    async fn handle(&self, request: Request, mut fds: Vec<OwnedFd>) -> Response {
+        let answer = match request {
+            Request::Show { table } => self.show(&table),
+            Request::Trace { from, from_port, to, to_port, protocol } => self.dataplane().and_then(|dataplane| {
+                let number = match (protocol.as_str(), to.is_ipv4()) {
+                    ("tcp", _) => protocol::TCP,
+                    ("udp", _) => protocol::UDP,
+                    ("icmp", true) => protocol::ICMP,
+                    ("icmp", false) => protocol::ICMPV6,
+                    (other, _) => return Err(error(4, format!("protocol {other:?} is not known; tcp, udp or icmp"))),
+                };
+                if from.is_ipv4() != to.is_ipv4() {
+                    return Err(error(4, format!("{from} and {to} are of different families")));
+                }
+                let tuple = Tuple { src: from.into(), dst: to.into(), src_port: from_port, dst_port: to_port, protocol: number };
+                Ok(views::steps(&dataplane.snapshot(), &dataplane.flows(), tuple))
+            }),
+            Request::Attach(attachment) => match fds.pop() {
+                Some(netns) => self.attach(&attachment, netns).await,
+                None => Err(error(4, "no network namespace came with the request".into())),
+            },
+            Request::Detach(attachment) => self.detach(&attachment).await,
+        };
+        answer.map_or_else(|refusal| refusal, Response::Ok)
+    }
+}
+
+impl Daemon {
+    fn show(&self, table: &str) -> Result<Value, Response> {
+        let dataplane = self.dataplane()?;
+        Ok(match table {
+            "status" => self.status()?,
+            "services" => views::services(&self.inner.borrow().compiled),
+            "backends" => views::backends(&self.inner.borrow().compiled),
+            "flows" => views::flows(dataplane.flows(), clock::Instant::read().now(), &dataplane.snapshot()),
+            "peers" => views::peers(&self.inner.borrow().compiled),
+            "ipam" => views::ipam(&self.inner.borrow().ipam.list()),
+            "workers" => views::workers(&dataplane),
+            "drops" => views::drops(&dataplane, guard_drops::read(&self.devices.gateway_netns).unwrap_or_default()),
+            "routes" => views::routes(&dataplane.snapshot()),
+            other => return Err(error(4, format!("there is no table {other:?}"))),
+        })
+    }
+
+    fn status(&self) -> Result<Value, Response> {
+        let dataplane = self.dataplane()?;
+        let inner = self.inner.borrow();
+        let features = dataplane.features();
+        let snapshot = dataplane.snapshot();
+        let mut problems: Vec<String> = inner.problems.iter().cloned().collect();
+        problems.extend(inner.checks.iter().filter(|check| !check.ok).map(|check| format!("{}: {}", check.name, check.detail)));
+        problems.extend(inner.warned.iter().cloned());
+        problems.extend(dataplane.port_problems().into_iter().map(|problem| format!("{}: {}", problem.what, problem.why)));
+        let workers = dataplane.workers();
+        for (number, worker) in workers.iter().enumerate().filter(|(_, worker)| !worker.alive) {
+            problems.push(format!("worker {number} is down after {} restarts; see the log", worker.restarts));
+        }
+        let gateways: Vec<String> = [snapshot.node.gateway_v4, snapshot.node.gateway_v6].iter().flatten().map(Addr::to_string).collect();
+        Ok(json!({
+            "schemaVersion": views::SCHEMA_VERSION,
+            "version": env!("CARGO_PKG_VERSION"),
+            "node": self.config.node,
+            "ready": self.ready.get(),
+            "generation": snapshot.generation.0,
+            "workers": workers.len(),
+            "source": {
+                "kind": inner.source_status.kind,
+                "connected": inner.source_status.connected,
+                "errors": inner.source_status.errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            },
+            "attachMode": "veth",
+            "offloads": {
+                "tso": features.tso.on, "uso": features.uso.on, "udpSegment": features.udp_gso.on, "udpGro": features.udp_gro.on,
+            },
+            "addresses": inner.machine.addresses,
+            "gateway": gateways,
+            "podMtu": self.pod_mtu(&inner.machine),
+            "pods": inner.pods.list().count().saturating_sub(inner.pods.find(probe::ID).map_or(0, |_| 1)),
+            "services": inner.compiled.services().len(),
+            "peers": snapshot.peers.len(),
+            "flows": dataplane.flows().len(),
+            "flowCapacity": dataplane.flows().capacity(),
+            "uptimeSeconds": self.started.elapsed().as_secs(),
+            "checks": inner.checks,
+            "problems": problems,
+        }))
+    }
+}
+
+/// A refusal, with one of the codes of [`Response::Error`].
+pub(super) fn error(code: u32, message: String) -> Response {
+    Response::Error { code, message }
+}
