@@ -17,7 +17,7 @@ use crate::counters::Counters;
 use crate::decide::{self, Decision, Hop, Opening, Say, Source, decide};
 use crate::encap;
 use crate::fib::within;
-use crate::flow::{Cursor, Flow, FlowRef, FlowTable, Hash, InsertError, NewFlow, Now};
+use crate::flow::{Cursor, Direction, Flow, FlowRef, FlowTable, Hash, InsertError, Kind, NewFlow, Now, Stage};
 use crate::fragment::{self, FragmentKey, FragmentLimits, FragmentTable, Tail};
 use crate::icmp::{self, Answer, Silence, TokenBucket};
 use crate::nat;
@@ -26,6 +26,7 @@ use crate::packet::{Gso, Ingress, Offload, Packet};
 use crate::parse::{Parsed, Transport, parse};
 use crate::snapshot::Snapshot;
 use crate::verdict::{Consumed, DropReason, PeerId, Verdict, WorkerId};
+use crate::wire::tcp::{ACK, SYN};
 
 /// What a batch is judged by.
 #[derive(Clone, Copy)]
@@ -243,7 +244,15 @@ impl Pipeline {
         outbox: &mut Outbox,
     ) -> Result<Step, DropReason> {
         let onward = match decide(env.snapshot, &env.flows, packet, parsed, hash, sender) {
-            Decision::Plain(hop) => Onward { to: parsed.tuple, hop, change: Change::Tuple },
+            Decision::Plain(hop) => match self.claimed(env, parsed).then(|| env.snapshot.node.gateway_for(parsed.tuple.dst)).flatten() {
+                None => Onward { to: parsed.tuple, hop, change: Change::Tuple },
+                Some(gateway) => {
+                    let to = (parsed.tuple.dst, parsed.tuple.dst_port);
+                    let source = Source::Gateway(gateway);
+                    let opening = Opening { kind: Kind::Relayed, opener: sender.opener(), service: 0, to, source, hop };
+                    self.open(env, packet, parsed, &opening, outbox)?
+                }
+            },
             Decision::Known(flow) => self.follow(env, &flow, parsed)?,
             Decision::Open(opening) => self.open(env, packet, parsed, &opening, outbox)?,
             Decision::Quoting(flow) => {
@@ -275,6 +284,29 @@ impl Pipeline {
             }
         };
         Ok(Step::Onward(onward))
+    }
+
+    /// Whether the replies to an untranslated packet would be taken for those of a flow: its sender has used the same port towards the
+    /// same backend through a service, and not long ago. A connection that is over gives way (as one in TIME_WAIT does in nf_nat); another
+    /// keeps its tuple, and the packet needs a source of ours.
+    fn claimed(&self, env: &Env<'_>, parsed: &Parsed) -> bool {
+        let starts = match parsed.transport_kind {
+            Transport::Tcp { flags, .. } => flags & (SYN | ACK) == SYN,
+            Transport::Udp => true,
+            _ => false,
+        };
+        starts && !self.is_free(env, &parsed.tuple.reversed())
+    }
+
+    /// Whether no flow has `reply` as the tuple of its answers, once a TCP connection that is over has given way.
+    fn is_free(&self, env: &Env<'_>, reply: &Tuple) -> bool {
+        match env.flows.lookup(reply) {
+            Some(flow) if flow.direction == Direction::Reply => {
+                let over = flow.original.protocol == protocol::TCP && matches!(flow.stage, Stage::Closing | Stage::Reset);
+                over && env.flows.end(flow.at)
+            }
+            _ => true,
+        }
     }
 
     /// A packet of a known flow.
@@ -330,6 +362,9 @@ impl Pipeline {
                 Err(InsertError::Exists(flow)) => return self.follow(env, &flow, parsed),
                 Err(InsertError::ReplyTaken) => {
                     attempt += 1;
+                    if source == Source::Keep && attempt == 1 && self.is_free(env, &reply) {
+                        continue;
+                    }
                     if source == Source::Keep {
                         if !decide::has_ports(parsed) {
                             return Err(DropReason::ProtocolUnsupported);

@@ -71,7 +71,8 @@ fn recovers(lab: &Lab) -> Outcome {
     let start = Instant::now();
     loop {
         match still_works(lab) {
-            Err(_) if start.elapsed() < REPAIR => {}
+            // An exchange that is lost takes its time to be given up.
+            Err(_) if start.elapsed() < 4 * REPAIR => {}
             outcome => {
                 eprintln!("    all works {} ms after the device was there again", start.elapsed().as_millis());
                 return outcome;

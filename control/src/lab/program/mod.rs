@@ -13,7 +13,8 @@ pub mod route;
 pub mod server;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -93,8 +94,26 @@ pub(super) fn connected(kind: Type, protocol: Option<Protocol>, to: SocketAddr, 
     let socket = Socket::new(domain(to.ip()), kind, protocol).map_err(ExchangeError::local("open a socket"))?;
     socket.set_read_timeout(Some(timeout)).map_err(ExchangeError::local("set a timeout"))?;
     socket.set_write_timeout(Some(timeout)).map_err(ExchangeError::local("set a timeout"))?;
+    if matches!(protocol, Some(Protocol::TCP | Protocol::UDP)) {
+        bind_fresh(&socket, to.ip());
+    }
     socket.connect_timeout(&to.into(), timeout).map_err(|source| ExchangeError::Refused { to, source })?;
     Ok(socket)
+}
+
+/// Gives the socket a port that no exchange of this process has had. A flow outlives its socket, and a client that comes back from the same
+/// port by another way to the same backend has its source replaced, which is right but not what a table of expected sources is about.
+fn bind_fresh(socket: &Socket, like: IpAddr) {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let any: IpAddr = if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    for _ in 0..100 {
+        // Between node ports and masquerade ports, both of which are the gateway's.
+        let port = 33_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 27_000;
+        if socket.bind(&SocketAddr::new(any, port).into()).is_ok() {
+            return;
+        }
+    }
+    // A hundred in a row are taken: the kernel knows a free one.
 }
 
 /// A receive timeout is reported as "resource temporarily unavailable", which tells a reader nothing.

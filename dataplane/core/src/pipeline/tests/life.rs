@@ -90,3 +90,35 @@ fn a_flow_does_not_lead_to_a_pod_that_left() {
     assert_eq!(world.send(Ingress::Pods, reply(protocol::UDP, &left)).0, Verdict::Drop(DropReason::NoRoutePod));
     assert_eq!(world.send(Ingress::Host, opener(protocol::UDP, "203.0.113.9:7", "10.32.1.11:53")).0, Verdict::Drop(DropReason::NoRoutePod));
 }
+
+/// A client that has spoken to a backend through a service and comes back to it directly, from the same port, is answered by whom it dialled.
+#[test]
+fn a_direct_connection_is_not_taken_for_one_through_a_service() {
+    const RST: u8 = 0x04;
+    for protocol in [protocol::TCP, protocol::UDP] {
+        let mut world = World::new();
+        let through = world.leaves(Ingress::Pods, opener(protocol, "10.32.1.11:5000", "10.96.0.10:80"), Verdict::ToPods);
+        assert_eq!(through, testing::tuple(protocol, "10.32.1.11:5000", "10.32.1.10:8080"));
+        // The old flow lives: the direct one needs a source of the gateway's.
+        let direct = world.leaves(Ingress::Pods, opener(protocol, "10.32.1.11:5000", "10.32.1.10:8080"), Verdict::ToPods);
+        assert_eq!((direct.src, direct.dst), (addr("10.32.1.1"), addr("10.32.1.10")));
+        let answer = world.leaves(Ingress::Pods, reply(protocol, &direct), Verdict::ToPods);
+        assert_eq!(answer, testing::tuple(protocol, "10.32.1.10:8080", "10.32.1.11:5000"));
+        let answer = world.leaves(Ingress::Pods, reply(protocol, &through), Verdict::ToPods);
+        assert_eq!(answer, testing::tuple(protocol, "10.96.0.10:80", "10.32.1.11:5000"), "and the old one is still its own");
+    }
+    // A connection that is over gives way, and nothing is replaced.
+    let mut world = World::new();
+    world.leaves(Ingress::Pods, opener(protocol::TCP, "10.32.1.11:5000", "10.96.0.10:80"), Verdict::ToPods);
+    world.leaves(Ingress::Pods, testing::tcp("10.32.1.11:5000", "10.96.0.10:80", RST, &[]), Verdict::ToPods);
+    let direct = world.leaves(Ingress::Pods, opener(protocol::TCP, "10.32.1.11:5000", "10.32.1.10:8080"), Verdict::ToPods);
+    assert_eq!(direct, testing::tuple(protocol::TCP, "10.32.1.11:5000", "10.32.1.10:8080"));
+    assert_eq!(world.flows.table().len(), 0);
+    // The same between two services with one backend.
+    let also = service(77, TrafficPolicy::Cluster, vec![backend("10.32.1.10", 8080, Place::LocalPod)]);
+    world.snapshot.services = world.snapshot.services.with(faces("10.96.0.77", protocol::TCP, 80, 30077, &also));
+    world.leaves(Ingress::Pods, opener(protocol::TCP, "10.32.1.11:5000", "10.96.0.10:80"), Verdict::ToPods);
+    world.leaves(Ingress::Pods, testing::tcp("10.32.1.11:5000", "10.96.0.10:80", RST, &[]), Verdict::ToPods);
+    let left = world.leaves(Ingress::Pods, opener(protocol::TCP, "10.32.1.11:5000", "10.96.0.77:80"), Verdict::ToPods);
+    assert_eq!(left.src, addr("10.32.1.11"));
+}
