@@ -9,7 +9,8 @@
 //! 5. `open`: a new flow takes its place in the table, and its SNAT port with it ([`crate::flow`]).
 //! 6. `send`: TTL and MTU of the way ahead, answered in the sender's terms; then translation in place ([`crate::nat`]).
 //!
-//! The worker acts on the verdict. What the gateway says itself (ICMP errors, resets, echoes, fragments) is in the [`Outbox`].
+//! The worker acts on the verdict. What the gateway says itself (ICMP errors, resets) and what it cut (fragments) is in the [`Outbox`]; an echo
+//! request to a VIP is turned round in place and leaves as any packet does.
 
 use crate::addr::{Tuple, protocol};
 use crate::admit::{self, Sender};

@@ -13,8 +13,8 @@ pub enum Verdict {
     ToNetstack,
     /// A fragment whose datagram another worker looks after.
     HandOff(WorkerId),
-    /// Nothing of it goes on: what takes its place (an answer, its fragments), if anything, is in the outbox, or it is held
-    /// until the head of its datagram arrives.
+    /// Nothing of it goes on: what takes its place (its fragments), if anything, is in the outbox, or it is held until the head of its
+    /// datagram arrives.
     Consumed(Consumed),
     /// It ends here, counted under its reason.
     Drop(DropReason),
@@ -25,8 +25,6 @@ pub enum Verdict {
 pub enum Consumed {
     /// A fragment kept until its datagram's head arrives.
     Held,
-    /// Answered on the spot (an echo to a VIP, an ICMP error, a TCP reset): the answer is in the outbox.
-    Answered,
     /// Cut into fragments, which are in the outbox.
     Fragmented,
     /// A copy of something that the node itself has dealt with (an echo reply to the node's own ping).
