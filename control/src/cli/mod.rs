@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use podgate_cni::protocol::AttachRequest;
 use podgate_cni::{Attachment, CallError, Client, Request};
 use serde_json::Value;
 
@@ -314,7 +315,8 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
                 }
             };
             use std::os::fd::AsFd;
-            let request = Request::Attach(Attachment { name: name.clone(), ..attachment(pod) });
+            let attachment = Attachment { name: name.clone(), ..attachment(pod) };
+            let request = Request::Attach(Box::new(AttachRequest { attachment, ..AttachRequest::default() }));
             let result = client.call(&request, &[netns.as_fd()])?;
             Ok(put(&table::raw(&result, Format::Json)))
         }
@@ -332,7 +334,7 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
 fn attachment(pod: &Pod) -> Attachment {
     // The daemon has another working directory.
     let netns = std::path::absolute(&pod.netns).unwrap_or_else(|_| pod.netns.clone());
-    Attachment { sandbox: netns.to_string_lossy().into_owned(), ifname: pod.ifname.clone(), name: None }
+    Attachment { sandbox: netns.to_string_lossy().into_owned(), ifname: pod.ifname.clone(), ..Attachment::default() }
 }
 
 fn print(table: &str, value: &Value, format: Format) -> Exit {

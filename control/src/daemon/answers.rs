@@ -28,11 +28,12 @@ impl api::Handler for Daemon {
                 let tuple = Tuple { src: from.into(), dst: to.into(), src_port: from_port, dst_port: to_port, protocol: number };
                 Ok(views::steps(&dataplane.snapshot(), &dataplane.flows(), tuple))
             }),
-            Request::Attach(attachment) => match fds.pop() {
-                Some(netns) => self.attach(&attachment, netns).await,
+            Request::Attach(request) => match fds.pop() {
+                Some(netns) => self.attach(&request.attachment, netns).await,
                 None => Err(error(4, "no network namespace came with the request".into())),
             },
             Request::Detach(attachment) => self.detach(&attachment).await,
+            _ => Err(error(6, "this daemon does not answer that request".into())),
         };
         answer.map_or_else(|refusal| refusal, Response::Ok)
     }
