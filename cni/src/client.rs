@@ -66,6 +66,11 @@ impl Client {
         Client { timeout, ..self }
     }
 
+    /// The daemon's socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Sends `request`, with `fds` beside it, and waits for the answer.
     pub fn call(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<serde_json::Value, CallError> {
         let broken = |source| CallError::Broken { socket: self.socket.clone(), source };

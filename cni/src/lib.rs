@@ -22,3 +22,7 @@ pub use protocol::{Attachment, REQUEST_LEN_MAX, Request, Response};
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/podgate/podgate.sock";
+
+/// Beside the socket: notes of detachments that were asked for while no daemon ran, each an [`Attachment`] as JSON in a file of its own
+/// whose name ends in `.json`. The next daemon works them off.
+pub const NOTES: &str = "detach.d";

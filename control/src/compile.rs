@@ -22,8 +22,8 @@ use serde::Serialize;
 
 use crate::model::{ClusterState, ObjectName, Protocol};
 use node::Locator;
-pub use node::{Announcements, LocalNode, Settings, gateway_address, pod_mtu};
-use service::{CompiledPort, CompiledService, compile_service, owner, self_test, self_test_name};
+pub use node::{Announcements, HostPort, LocalNode, Settings, gateway_address, pod_mtu};
+use service::{CompiledPort, CompiledService, compile_service, host_ports, owner, self_test, self_test_name};
 
 /// A snapshot, what it was made from, and what there is to say about it.
 #[derive(Clone, Debug)]
@@ -210,14 +210,17 @@ fn compile_services(previous: &Compiled, next: &mut Compiled) -> BTreeSet<Object
             next.services.insert(name.clone(), Arc::new(compiled));
         }
     }
-    for name in previous.services.keys().filter(|name| **name != own && !state.services().contains_key(*name)) {
+    let mut of_the_node = host_ports(&local, &locator);
+    of_the_node.insert(own, self_test(&local, &locator));
+    for name in previous.services.keys().filter(|name| !of_the_node.contains_key(*name) && !state.services().contains_key(*name)) {
         next.services.remove(name);
         changed.insert(name.clone());
     }
-    let compiled = self_test(&local, &locator);
-    if previous.services.get(&own).is_none_or(|before| **before != compiled) {
-        changed.insert(own.clone());
-        next.services.insert(own, Arc::new(compiled));
+    for (name, compiled) in of_the_node {
+        if previous.services.get(&name).is_none_or(|before| **before != compiled) {
+            changed.insert(name.clone());
+            next.services.insert(name, Arc::new(compiled));
+        }
     }
     changed
 }
@@ -263,6 +266,7 @@ fn rank(face: Face) -> u8 {
         Face::NodePort => 1,
         Face::LoadBalancer => 2,
         Face::ExternalIp => 3,
+        Face::HostPort => 4,
     }
 }
 

@@ -152,6 +152,14 @@ impl Pool {
     }
 }
 
+#[derive(Clone, Debug, Default)]
+/// What a pod would have.
+pub struct Wish {
+    /// Of this pool.
+    pub pool: Option<String>,
+    /// These.
+    pub wanted: Vec<IpAddr>,
+}
 /// The allocator of one node.
 #[derive(Debug)]
 pub struct Ipam {
@@ -200,8 +208,12 @@ impl Ipam {
         Ok(())
     }
 
+    /// Addresses that a plugin gave.
+    pub fn claim(&mut self, owner: &Owner, _a: &[IpAddr], _p: &str) -> Result<Lease, IpamError> {
+        self.allocate(owner, &Wish::default())
+    }
     /// One address of each family for `owner`. Asking again gives the same.
-    pub fn allocate(&mut self, owner: &Owner) -> Result<Lease, IpamError> {
+    pub fn allocate(&mut self, owner: &Owner, _wish: &Wish) -> Result<Lease, IpamError> {
         if let Some(lease) = self.leases.get(owner) {
             return Ok(lease.clone());
         }

@@ -22,6 +22,7 @@ pub mod daemon;
 pub mod pods;
 pub mod privileges;
 pub mod ipam;
+pub mod install_cni;
 pub mod gateway_ns;
 pub mod routing;
 pub mod guard_drops;

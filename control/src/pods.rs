@@ -4,29 +4,35 @@
 //! permanent entries, so no packet of a pod's makes one in the table that all namespaces of the machine share. The pod has its
 //! address as /32 or /128 and everything else behind 169.254.1.1 and fe80::1, which exist as neighbours only.
 //!
+//! A pod's first interface has its default route. Each further one has a table of its own in the pod, `from ADDRESS lookup TABLE`: what
+//! is sent from its address, replies above all, leaves by it, and would be dropped as a false source anywhere else.
+//!
 //! A veth without rules reaches nothing (the namespace is closed at pref 30), so rules are added last but one, before the link
 //! goes up, and removed first. Rules of a deleted veth would attach themselves to the next interface of that name, so a name is
 //! never used twice within a boot.
 //!
 //! Every attachment is written to `<stateDir>/pods.json` before the kernel is touched: a successor of a killed daemon finds its
-//! pods there, and undoes what was half done.
+//! pods there, and undoes what was half done. The file need not survive the machine, only the process: no pod outlives a boot.
+//!
+//! `kernel` has the pod's side of it, link by link.
+
+mod kernel;
 
 use crate::gateway_ns::GatewayNs;
 use crate::host_state::{boot_id, read_if_any, write_atomically};
-use crate::netlink::sysctl::{self, Key, SysctlError};
-use crate::netlink::{
-    AddrGenMode, AddressSpec, Family, LinkKind, LinkSettings, Mac, MissingIsFine, NeighbourSpec, Netlink, NetlinkError, NewLink, ORIGIN_BOOT,
-    RouteSpec, TABLE_MAIN,
-};
-use crate::routing::devices::POD_GATEWAY_V4;
-use crate::routing::{PREF_POD, PodRoute, whole};
+use crate::netlink::sysctl::SysctlError;
+use crate::netlink::{Family, Mac, MissingIsFine, Netlink, NetlinkError};
+use crate::routing::{PREF_POD, PodRoute};
 use ipnetwork::IpNetwork;
+pub use kernel::{POD_GATEWAY_V6, gateway_of};
 use nix::fcntl::{Flock, FlockArg};
+use podgate_cni::protocol::{Bandwidth, PortMapping};
+use podgate_cni::result::Route;
 use podgate_runtime::netns::Netns;
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::{self, Read, Seek, Write};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// The record's name in the state directory.
@@ -35,8 +41,6 @@ pub const FILE: &str = "pods.json";
 pub const COUNTER_FILE: &str = "veth-counter";
 /// What the host ends of veths are called, with a number behind it.
 const VETH_PREFIX: &str = "pg";
-/// The pods' IPv6 next hop.
-pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// Why a pod could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +75,34 @@ pub enum PodError {
     NoAddress {
         /// Which attachment.
         id: String,
+    },
+    /// There is nothing of that name to work on.
+    #[error("{id} is not attached")]
+    NotAttached {
+        /// Which attachment.
+        id: String,
+    },
+    /// It has its addresses already.
+    #[error("{id} has its addresses already")]
+    AssignedAlready {
+        /// Which attachment.
+        id: String,
+    },
+    /// Somebody else gave the pod its default route.
+    #[error("{id}: the pod has an {family} default route already; leave `isDefaultGateway` out, so that this interface gets a table of its own")]
+    DefaultRouteExists {
+        /// Which attachment.
+        id: String,
+        /// Of which family.
+        family: Family,
+    },
+    /// An attachment is not whole.
+    #[error("{id}: {what}; delete the pod and let it be attached anew")]
+    Broken {
+        /// Which attachment.
+        id: String,
+        /// What is missing.
+        what: String,
     },
     /// The kernel refused.
     #[error("{id}: {source}")]
@@ -107,9 +139,15 @@ pub struct AttachSpec {
     pub id: String,
     /// The pod's `namespace/name`, for people.
     pub name: String,
+    /// The CNI network; none for an attachment by hand.
+    pub network: Option<String>,
+    /// See [`podgate_cni::protocol::AttachRequest::attempt`].
+    pub attempt: u64,
+    /// The path of the pod's namespace, for people.
+    pub netns_path: String,
     /// The interface's name in the pod.
     pub ifname: String,
-    /// Its addresses, at most one of each family.
+    /// Its addresses, at most one of each family. Without any the interface is made and waits for [`Pods::assign`].
     pub addresses: Vec<IpAddr>,
     /// Its Ethernet address; the kernel's choice where none is given.
     pub mac: Option<Mac>,
@@ -117,8 +155,58 @@ pub struct AttachSpec {
     pub mtu: u32,
     /// The largest frame handed over for segmentation: about 62,000 fits one send of the overlay (design D2).
     pub gso_max_size: u32,
-    /// What the pod reaches through it; empty for everything.
-    pub routes: Vec<IpNetwork>,
+    /// Whether it has the pod's default route.
+    pub default_route: DefaultRoute,
+    /// What else the pod reaches through it.
+    pub targets: Vec<Target>,
+    /// What the dataplane does for it.
+    pub options: PodOptions,
+}
+
+/// Whether an interface has its pod's default route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultRoute {
+    /// If the pod has none yet.
+    IfFree,
+    /// It must.
+    Yes,
+    /// It must not.
+    No,
+}
+
+/// What a pod reaches through an interface: a route, whose next hop is always the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The destination.
+    pub destination: IpNetwork,
+    /// The path's MTU, in bytes.
+    pub mtu: Option<u32>,
+    /// The largest TCP segment that is announced, in bytes.
+    pub advmss: Option<u32>,
+    /// The metric.
+    pub metric: Option<u32>,
+    /// The table, if not `main`.
+    pub table: Option<u32>,
+    /// `RT_SCOPE_…`.
+    pub scope: Option<u8>,
+}
+
+impl From<IpNetwork> for Target {
+    fn from(destination: IpNetwork) -> Target {
+        Target { destination, mtu: None, advmss: None, metric: None, table: None, scope: None }
+    }
+}
+
+/// What the dataplane does for a pod beside forwarding.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodOptions {
+    /// Whether what leaves the cluster is masqueraded; `None` leaves it to the node.
+    pub masquerade: Option<bool>,
+    /// Ports of the node that lead to it.
+    pub port_mappings: Vec<PortMapping>,
+    /// Limits.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// A pod that is attached.
@@ -129,6 +217,15 @@ pub struct Attached {
     pub id: String,
     /// The pod's `namespace/name`.
     pub name: String,
+    /// The CNI network; none for an attachment by hand.
+    #[serde(default)]
+    pub network: Option<String>,
+    /// See [`AttachSpec::attempt`].
+    #[serde(default)]
+    pub attempt: u64,
+    /// The path of the pod's namespace.
+    #[serde(default)]
+    pub netns_path: String,
     /// The interface's name in the pod.
     pub ifname: String,
     /// The other end's name, in the gateway's namespace.
@@ -147,6 +244,12 @@ pub struct Attached {
     pub mtu: u32,
     /// Device and inode of the pod's namespace.
     pub netns: (u64, u64),
+    /// Its routes, as a CNI result tells them.
+    #[serde(default)]
+    pub routes: Vec<Route>,
+    /// What the dataplane does for it.
+    #[serde(default)]
+    pub options: PodOptions,
 }
 
 impl Attached {
@@ -196,6 +299,8 @@ pub struct Pods {
     path: PathBuf,
     counter: PathBuf,
     entries: Vec<Entry>,
+    /// What was asked for those that wait for their addresses. A successor undoes them instead.
+    waiting: Vec<AttachSpec>,
 }
 
 impl Pods {
@@ -212,10 +317,10 @@ impl Pods {
             }
         };
         let netlink = Netlink::open(gateway.netns()).map_err(of("the gateway's namespace"))?;
-        let mut pods = Pods { gateway, netlink, path, counter: runtime_dir.join(COUNTER_FILE), entries };
+        let mut pods = Pods { gateway, netlink, path, counter: runtime_dir.join(COUNTER_FILE), entries, waiting: Vec::new() };
         let unfinished: Vec<String> = pods.entries.iter().filter(|entry| entry.stage == Stage::Attaching).map(|entry| entry.pod.id.clone()).collect();
         for id in unfinished {
-            pods.detach(&id)?;
+            pods.detach(&id, None)?;
         }
         pods.sweep().map_err(of("the gateway's namespace"))?;
         Ok(pods)
@@ -248,9 +353,12 @@ impl Pods {
         Ok(self.list().filter(|pod| !links.iter().any(|link| link.name == pod.veth)).collect())
     }
 
-    /// Attaches `pod_ns`. On any failure everything done is undone.
+    /// Attaches `pod_ns`. On any failure everything done is undone. Without addresses in `spec` it is done half, until [`Pods::assign`].
     pub fn attach(&mut self, pod_ns: &Netns, spec: &AttachSpec) -> Result<Attached, PodError> {
-        self.refuse(spec)?;
+        if let Some(pod) = self.find(&spec.id) {
+            return Err(PodError::AttachedAlready { id: spec.id.clone(), veth: pod.veth.clone() });
+        }
+        self.refuse_taken(&spec.addresses)?;
         let error = of(&spec.id);
         let pod_netlink = Netlink::open(pod_ns).map_err(&error)?;
         if pod_netlink.link(&spec.ifname).map_err(&error)?.is_some() {
@@ -259,6 +367,9 @@ impl Pods {
         let pod = Attached {
             id: spec.id.clone(),
             name: spec.name.clone(),
+            network: spec.network.clone(),
+            attempt: spec.attempt,
+            netns_path: spec.netns_path.clone(),
             ifname: spec.ifname.clone(),
             veth: self.next_name()?,
             veth_index: 0,
@@ -267,35 +378,76 @@ impl Pods {
             gateway_mac: Mac([0; 6]),
             mtu: spec.mtu,
             netns: (pod_ns.id().dev, pod_ns.id().ino),
+            routes: Vec::new(),
+            options: spec.options.clone(),
         };
         self.entries.push(Entry { stage: Stage::Attaching, pod: pod.clone() });
-        let attached = self.save().and_then(|()| self.build(pod_ns, &pod_netlink, spec, pod));
-        match attached {
-            Ok(pod) => {
-                let entry = Entry { stage: Stage::Whole, pod: pod.clone() };
-                self.entries.retain(|entry| entry.pod.id != pod.id);
-                self.entries.push(entry);
-                if let Err(error) = self.save() {
-                    let _ = self.detach(&spec.id);
-                    return Err(error);
-                }
-                Ok(pod)
-            }
-            Err(error) => {
-                // What the undoing says is of less use than why it came to it; the record keeps what remained.
-                let _ = self.detach(&spec.id);
-                Err(error)
-            }
+        let mut attached = self.save().and_then(|()| self.make_link(pod_ns, &pod_netlink, spec, pod));
+        if !spec.addresses.is_empty() {
+            attached = attached.and_then(|pod| self.join(&pod_netlink, spec, pod));
         }
+        self.settle(attached, spec)
     }
 
-    /// Detaches a pod: its rules first, then its veth, which takes routes and neighbours with it. Succeeds twice, and with the
-    /// pod's namespace gone.
-    pub fn detach(&mut self, id: &str) -> Result<Detached, PodError> {
+    /// Gives an attachment that was made without addresses the addresses it waits for. On any failure it is detached.
+    pub fn assign(&mut self, pod_ns: &Netns, id: &str, addresses: &[IpAddr], targets: Vec<Target>) -> Result<Attached, PodError> {
+        let Some(pod) = self.find(id).cloned() else { return Err(PodError::NotAttached { id: id.to_owned() }) };
+        let Some(at) = self.waiting.iter().position(|spec| spec.id == id) else {
+            return Err(PodError::AssignedAlready { id: id.to_owned() });
+        };
+        let mut spec = self.waiting.swap_remove(at);
+        spec.addresses = addresses.to_vec();
+        spec.targets.extend(targets);
+        let pod = Attached { addresses: spec.addresses.clone(), ..pod };
+        let joined = self.refuse_assignment(&spec, pod_ns, &pod).and_then(|()| {
+            // The record names the addresses before the kernel has rules for them.
+            self.replace(Stage::Attaching, pod.clone())?;
+            let pod_netlink = Netlink::open(pod_ns).map_err(of(id))?;
+            self.join(&pod_netlink, &spec, pod)
+        });
+        self.settle(joined, &spec)
+    }
+
+    fn refuse_assignment(&self, spec: &AttachSpec, pod_ns: &Netns, pod: &Attached) -> Result<(), PodError> {
+        if spec.addresses.is_empty() {
+            return Err(PodError::NoAddress { id: spec.id.clone() });
+        }
+        if pod.netns != (pod_ns.id().dev, pod_ns.id().ino) {
+            return Err(PodError::Broken { id: spec.id.clone(), what: "its namespace is not the one that it was attached in".into() });
+        }
+        self.refuse_taken(&spec.addresses)
+    }
+
+    /// Records what came of an attachment, and undoes it where nothing did.
+    fn settle(&mut self, attached: Result<Attached, PodError>, spec: &AttachSpec) -> Result<Attached, PodError> {
+        let stage = if spec.addresses.is_empty() { Stage::Attaching } else { Stage::Whole };
+        let recorded = attached.and_then(|pod| self.replace(stage, pod.clone()).map(|()| pod));
+        match &recorded {
+            Ok(_) if stage == Stage::Attaching => self.waiting.push(spec.clone()),
+            Ok(_) => {}
+            // What the undoing says is of less use than why it came to it; the record keeps what remained.
+            Err(_) => drop(self.detach(&spec.id, None)),
+        }
+        recorded
+    }
+
+    fn replace(&mut self, stage: Stage, pod: Attached) -> Result<(), PodError> {
+        self.entries.retain(|entry| entry.pod.id != pod.id);
+        self.entries.push(Entry { stage, pod });
+        self.save()
+    }
+
+    /// Detaches a pod: its rules first, then its veth, which takes routes and neighbours with it, and what is left in the pod's
+    /// namespace, if that is at hand. Succeeds twice, and with the namespace gone.
+    pub fn detach(&mut self, id: &str, pod_ns: Option<&Netns>) -> Result<Detached, PodError> {
+        self.waiting.retain(|spec| spec.id != id);
         let Some(pod) = self.find(id).cloned() else { return Ok(Detached::Absent) };
         let error = of(id);
         for rule in pod.route().rules() {
             self.netlink.delete_rule(&rule).or_missing().map_err(&error)?;
+        }
+        if let Some(pod_ns) = pod_ns.filter(|pod_ns| (pod_ns.id().dev, pod_ns.id().ino) == pod.netns) {
+            kernel::withdraw(pod_ns, &pod).map_err(&error)?;
         }
         self.netlink.delete_link(&pod.veth).or_missing().map_err(&error)?;
         self.entries.retain(|entry| entry.pod.id != id);
@@ -303,58 +455,13 @@ impl Pods {
         Ok(Detached::Gone(pod))
     }
 
-    fn refuse(&self, spec: &AttachSpec) -> Result<(), PodError> {
-        if spec.addresses.is_empty() {
-            return Err(PodError::NoAddress { id: spec.id.clone() });
-        }
-        if let Some(pod) = self.find(&spec.id) {
-            return Err(PodError::AttachedAlready { id: spec.id.clone(), veth: pod.veth.clone() });
-        }
+    fn refuse_taken(&self, addresses: &[IpAddr]) -> Result<(), PodError> {
         for pod in self.list() {
-            if let Some(address) = pod.addresses.iter().find(|address| spec.addresses.contains(address)) {
+            if let Some(address) = pod.addresses.iter().find(|address| addresses.contains(address)) {
                 return Err(PodError::AddressTaken { address: *address, owner: pod.id.clone(), veth: pod.veth.clone() });
             }
         }
         Ok(())
-    }
-
-    fn build(&self, pod_ns: &Netns, pod_netlink: &Netlink, spec: &AttachSpec, mut pod: Attached) -> Result<Attached, PodError> {
-        let error = of(&spec.id);
-        let sysctl_error = |source| PodError::Sysctl { id: spec.id.clone(), source };
-        let settings = LinkSettings::new().mtu(spec.mtu).gso_max_size(spec.gso_max_size).addr_gen_mode(AddrGenMode::None);
-        let peer_settings = LinkSettings { mac: spec.mac, ..settings.clone() };
-        let kind = LinkKind::veth_into(&spec.ifname, pod_ns, peer_settings);
-        self.netlink.create_link(&NewLink { name: &pod.veth, kind, settings }).map_err(|source| match source.is_present_already() {
-            // Our own name is new, so it is the pod's.
-            true => PodError::InterfaceExists { ifname: spec.ifname.clone() },
-            false => error(source),
-        })?;
-        let link = self.netlink.expect_link(&pod.veth).map_err(&error)?;
-        pod.veth_index = link.index;
-        pod.gateway_mac = link.mac.unwrap_or(pod.gateway_mac);
-        pod.pod_mac = pod_netlink.expect_link(&spec.ifname).map_err(&error)?.mac.unwrap_or(pod.pod_mac);
-
-        // As a host (forwarding off) the interface answers no router solicitation and takes no neighbour from one.
-        let ours = [(Key::v6(&pod.veth, "forwarding"), "0"), (Key::v6(&pod.veth, "accept_ra"), "0")];
-        optional(sysctl::write_all(self.gateway.netns(), &ours)).map_err(sysctl_error)?;
-        let theirs = [(Key::v6(&spec.ifname, "disable_ipv6"), "0"), (Key::v6(&spec.ifname, "accept_ra"), "0")];
-        optional(sysctl::write_all(pod_ns, &theirs)).map_err(sysctl_error)?;
-
-        let route = pod.route();
-        for rule in route.rules() {
-            self.netlink.add_rule(&rule).map_err(&error)?;
-        }
-        let up = LinkSettings::new().up();
-        self.netlink.set_link(&pod.veth, &up).map_err(&error)?;
-        for address in &spec.addresses {
-            let neighbour = NeighbourSpec { device: pod.veth.clone(), address: *address, mac: pod.pod_mac };
-            self.netlink.set_neighbour(&neighbour).map_err(&error)?;
-        }
-        for route in route.routes() {
-            self.netlink.add_route(&route).map_err(&error)?;
-        }
-        furnish(pod_netlink, spec, pod.gateway_mac).map_err(&error)?;
-        Ok(pod)
     }
 
     /// Removes veths and pods' rules that belong to no pod on record.
@@ -403,44 +510,9 @@ impl Pods {
     }
 }
 
-/// The pod's own side: loopback, addresses, neighbours, routes.
-fn furnish(netlink: &Netlink, spec: &AttachSpec, gateway_mac: Mac) -> Result<(), NetlinkError> {
-    netlink.set_link("lo", &LinkSettings::new().up())?;
-    netlink.set_link(&spec.ifname, &LinkSettings::new().up())?;
-    for address in &spec.addresses {
-        netlink.add_address(&AddressSpec::new(&spec.ifname, whole(*address)))?;
-        let family = Family::of(*address);
-        let gateway = gateway_of(family);
-        netlink.set_neighbour(&NeighbourSpec { device: spec.ifname.clone(), address: gateway, mac: gateway_mac })?;
-        let everything = [IpNetwork::new(family.unspecified(), 0).expect("0 is a prefix length of both families")];
-        let targets = if spec.routes.is_empty() { &everything[..] } else { &spec.routes };
-        for target in targets.iter().filter(|target| Family::of(target.ip()) == family) {
-            let route = RouteSpec::unicast(TABLE_MAIN, *target, &spec.ifname).via(gateway).onlink().origin(ORIGIN_BOOT);
-            netlink.add_route(&route)?;
-        }
-    }
-    Ok(())
-}
-
-/// The next hop of every pod.
-pub fn gateway_of(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => POD_GATEWAY_V4.into(),
-        Family::V6 => POD_GATEWAY_V6.into(),
-    }
-}
-
 fn of(id: &str) -> impl Fn(NetlinkError) -> PodError {
     let id = id.to_owned();
     move |source| PodError::Netlink { id: id.clone(), source }
-}
-
-/// A kernel without IPv6 has none of its sysctls.
-fn optional(done: Result<(), SysctlError>) -> Result<(), SysctlError> {
-    match done {
-        Err(error) if error.is_missing() => Ok(()),
-        other => other,
-    }
 }
 
 /// Ethernet addresses as people write them.

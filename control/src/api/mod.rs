@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use podgate_cni::{REQUEST_LEN_MAX, Request, Response};
+use podgate_cni::{Attachment, REQUEST_LEN_MAX, Request, Response};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -36,6 +36,9 @@ pub enum ApiError {
 pub trait Handler {
     /// Answers `request`, which came with `fds`.
     fn handle(&self, request: Request, fds: Vec<OwnedFd>) -> impl Future<Output = Response>;
+
+    /// Undoes an attachment whose client has gone before it could be told: nobody knows of it.
+    fn unheard(&self, attachment: Attachment) -> impl Future<Output = ()>;
 }
 
 /// Makes the socket at `path` in place of whatever stands there: the caller holds the lock of the runtime directory, so nobody listens on it.
@@ -57,12 +60,19 @@ pub async fn serve<H: Handler + 'static>(listener: UnixListener, handler: Rc<H>)
             Ok((stream, _)) => {
                 let handler = handler.clone();
                 tokio::task::spawn_local(async move {
+                    let mut attached = None;
                     let response = match tokio::time::timeout(REQUEST_TIMEOUT, receive(&stream)).await {
-                        Ok(Ok((request, fds))) => handler.handle(request, fds).await,
+                        Ok(Ok((request, fds))) => {
+                            attached = attachment_of(&request);
+                            handler.handle(request, fds).await
+                        }
                         Ok(Err(e)) => Response::Error { code: 6, message: e },
                         Err(_) => Response::Error { code: 6, message: "no request arrived in time".into() },
                     };
-                    let _ = reply(stream, &response).await;
+                    let heard = reply(stream, &response).await;
+                    if let (Err(_), Response::Ok(_), Some(attachment)) = (heard, &response, attached) {
+                        handler.unheard(attachment).await;
+                    }
                 });
             }
             // Out of descriptors, most likely: the clients that hold them must end first.
@@ -71,6 +81,15 @@ pub async fn serve<H: Handler + 'static>(listener: UnixListener, handler: Rc<H>)
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+/// What a request attaches, if it succeeds.
+fn attachment_of(request: &Request) -> Option<Attachment> {
+    match request {
+        Request::Attach(request) => Some(request.attachment.clone()),
+        Request::Assign { attachment, .. } => Some(attachment.clone()),
+        _ => None,
     }
 }
 

@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use podgate_cni::protocol::AttachRequest;
+use podgate_cni::result::Attached;
 use podgate_cni::{Attachment, CallError, Client, Request};
 use serde_json::Value;
+
+use crate::install_cni::{self, InstallError, Places};
 
 /// How a command ended; the process's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +138,14 @@ pub enum Command {
         #[command(flatten)]
         pod: Pod,
     },
+    /// Put the CNI plugin and its configuration where container runtimes look for them
+    ///
+    /// The plugin at once, the configuration when the node is ready: a runtime takes it for a promise that pods can be attached.
+    #[command(
+        name = "install-cni",
+        after_help = "Examples:\n  podgate install-cni\n  podgate install-cni --wait=300   # for a node that is only just coming up\n  podgate install-cni --remove"
+    )]
+    InstallCni(InstallCni),
     /// Build a cluster in namespaces on this machine and send real traffic through it
     #[command(after_help = "Examples:\n  podgate demo\n  podgate demo --nodes 3 --keep")]
     Demo {
@@ -148,6 +159,29 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+}
+
+/// What is installed, and where.
+#[derive(Debug, Args)]
+pub struct InstallCni {
+    /// Where runtimes look for plugins
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub bin_dir: PathBuf,
+    /// Where runtimes look for network configurations
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub conf_dir: PathBuf,
+    /// The configuration's file name; runtimes take the first by name
+    #[arg(long, value_name = "NAME", default_value = "10-podgate.conflist")]
+    pub conf_name: String,
+    /// The plugin to install [default: podgate-cni beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub plugin: Option<PathBuf>,
+    /// Wait until the node is ready, for at most this many seconds (60 if none are given)
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60", require_equals = true)]
+    pub wait: Option<u64>,
+    /// Take both away again
+    #[arg(long, conflicts_with_all = ["plugin", "wait"])]
+    pub remove: bool,
 }
 
 /// Which configuration.
@@ -317,8 +351,10 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
             use std::os::fd::AsFd;
             let attachment = Attachment { name: name.clone(), ..attachment(pod) };
             let request = Request::Attach(Box::new(AttachRequest { attachment, ..AttachRequest::default() }));
-            let result = client.call(&request, &[netns.as_fd()])?;
-            Ok(put(&table::raw(&result, Format::Json)))
+            let answer = client.call(&request, &[netns.as_fd()])?;
+            let attached: Attached =
+                serde_json::from_value(answer).map_err(|source| CallError::Garbled { socket: client.socket().into(), source })?;
+            Ok(put(&table::raw(&attached.to_json("1.1.0", &Value::Null), Format::Json)))
         }
         Command::Detach { pod } => {
             let result = client.call(&Request::Detach(attachment(pod)), &[])?;
@@ -327,8 +363,45 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
             }
             Ok(Exit::Ok)
         }
+        Command::InstallCni(options) => install_cni(client, options),
         Command::Run(_) | Command::Prepare(_) | Command::Cleanup(_) | Command::Demo { .. } => unreachable!("answered without a daemon"),
     }
+}
+
+fn install_cni(client: &Client, options: &InstallCni) -> Result<Exit, CallError> {
+    let places = Places { bin_dir: options.bin_dir.clone(), conf_dir: options.conf_dir.clone(), conf_name: options.conf_name.clone() };
+    let failed = |error: InstallError| {
+        eprintln!("podgate: {error}");
+        Ok(Exit::Failed)
+    };
+    let say = |done: bool, path: &std::path::Path| eprintln!("{} {}", if done { "installed" } else { "unchanged" }, path.display());
+    if options.remove {
+        return match places.remove() {
+            Ok(removed) => Ok(put(&removed.iter().map(|path| format!("removed {}\n", path.display())).collect::<String>())),
+            Err(error) => failed(error),
+        };
+    }
+    let beside = || std::env::current_exe().unwrap_or_default().with_file_name(install_cni::PLUGIN);
+    match places.install_plugin(&options.plugin.clone().unwrap_or_else(beside)) {
+        Ok(done) => say(done, &places.plugin()),
+        Err(error) => return failed(error),
+    }
+    let (start, wait) = (Instant::now(), Duration::from_secs(options.wait.unwrap_or(0)));
+    while let Err(error) = client.call(&Request::Ready, &[]) {
+        if start.elapsed() >= wait {
+            eprintln!("podgate: the configuration is not installed, since no pod could be attached now; --wait=SECONDS waits for the node");
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    match places.install_configuration(client.socket()) {
+        Ok(done) => say(done, &places.configuration()),
+        Err(error) => return failed(error),
+    }
+    for path in places.before_ours() {
+        eprintln!("podgate: runtimes take {} before this one: move it away, or choose an earlier --conf-name", path.display());
+    }
+    Ok(Exit::Ok)
 }
 
 fn attachment(pod: &Pod) -> Attachment {

@@ -15,7 +15,7 @@ use podgate_core::snapshot::{Masquerade, NodeTables, OutsideToPods, Peer};
 
 use super::Warning;
 use crate::config::{Config, NodePortAddresses, SourceConfig};
-use crate::model::{Announcement, ClusterState, Node};
+use crate::model::{Announcement, ClusterState, Node, Protocol};
 
 /// What only this machine knows, beside the cluster's objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,10 +38,29 @@ pub struct LocalNode {
     pub masquerade_sources: Vec<IpAddr>,
     /// The pods that are attached here, by address.
     pub pods: Vec<(IpAddr, Pod)>,
+    /// Ports of this node that lead to pods which are attached here.
+    pub host_ports: Vec<HostPort>,
     /// Marks this process's own probes.
     pub probe_token: u64,
     /// How many workers there are.
     pub workers: u16,
+}
+
+/// A port of this node that leads to a pod of this node (`hostPort`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// The pod, as `namespace/name`.
+    pub pod: Arc<str>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// On this address of the node alone; `None` for those that answer node ports.
+    pub address: Option<IpAddr>,
+    /// The port on the node.
+    pub port: u16,
+    /// The pod's address, of the same family.
+    pub to: IpAddr,
+    /// The port in the pod.
+    pub to_port: u16,
 }
 
 /// The part of the configuration that the tables depend on.

@@ -1,5 +1,6 @@
 //! One service: its frontends and the service ports behind them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -243,6 +244,33 @@ pub(super) fn self_test(local: &LocalNode, at: &Locator) -> CompiledService {
         CompiledPort { protocol: Protocol::Tcp, family, faces: vec![(key, Face::ClusterIp)], service: Arc::new(service) }
     });
     CompiledService { ports: ports.collect(), warnings: Vec::new() }
+}
+
+/// Pods' host ports as services of the node's own, by pod. The namespace's name is none that Kubernetes takes, so no service's is the same.
+pub(super) fn host_ports(local: &LocalNode, at: &Locator) -> BTreeMap<ObjectName, CompiledService> {
+    let mut services: BTreeMap<ObjectName, CompiledService> = BTreeMap::new();
+    for port in &local.host_ports {
+        let family = if port.to.is_ipv4() { Family::V4 } else { Family::V6 };
+        let object = ObjectName::new("hostPort", &port.pod.replace(':', "_"));
+        let name = port_name(&object, &port.port.to_string());
+        let on_the_node = at.node_port_addresses.iter().copied().filter(|address| family.holds(address.ip()));
+        let addresses: Vec<Addr> = port.address.map_or_else(|| on_the_node.collect(), |address| vec![address.into()]);
+        let key = |addr: Addr| FrontendKey { addr, port: port.port, protocol: port.protocol.number() };
+        let backends: Arc<[Backend]> = [Backend { addr: port.to.into(), port: port.to_port, place: Place::LocalPod }].into();
+        let service = ServicePort {
+            id: service_id(&name, port.protocol.number(), family),
+            name,
+            internal_policy: TrafficPolicy::Local,
+            external_policy: TrafficPolicy::Local,
+            cluster: backends.clone(),
+            local: backends,
+            affinity: None,
+            source_ranges: Vec::new(),
+        };
+        let faces = addresses.into_iter().map(|addr| (key(addr), Face::HostPort)).collect();
+        services.entry(object).or_default().ports.push(CompiledPort { protocol: port.protocol, family, faces, service: Arc::new(service) });
+    }
+    services
 }
 
 /// `podgate/self-test`.

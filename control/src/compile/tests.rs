@@ -42,6 +42,7 @@ fn local() -> LocalNode {
         outside_mtu: 1500,
         masquerade_sources: vec!["192.0.2.1".parse().unwrap()],
         pods: vec![("10.244.1.10".parse().unwrap(), Pod { mtu: 1444 })],
+        host_ports: Vec::new(),
         probe_token: 7,
         workers: 2,
     }

@@ -2,7 +2,7 @@
 //!
 //! Built when asked for, from the objects that the snapshot was compiled from, so that nothing of it burdens the tables.
 
-use podgate_core::service::{Place, TrafficPolicy};
+use podgate_core::service::{Backend, Face, Place, TrafficPolicy};
 use serde::Serialize;
 
 use super::endpoints::{Choice, candidates, cluster_choice, local_choice};
@@ -39,7 +39,7 @@ pub struct ServiceView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FrontendView {
-    /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalIP`.
+    /// `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalIP` or `HostPort`.
     pub face: &'static str,
     /// Address and port.
     pub address: String,
@@ -137,6 +137,10 @@ impl Compiled {
         for (name, compiled) in &self.services {
             let slices = self.state.slices(name).map(|s| &**s);
             for port in &compiled.ports {
+                if port.faces.iter().any(|(_, face)| *face == Face::HostPort) {
+                    views.extend(port.service.local.iter().map(|backend| host_port_view(port, backend, &self.local.name)));
+                    continue;
+                }
                 let port_name = port.service.name.split_once(':').map_or("", |(_, port)| port);
                 let v4 = port.family == Family::V4;
                 let found = candidates(slices, port_name, port.protocol, v4, &self.local.name, &self.locator);
@@ -217,6 +221,23 @@ fn service_view(port: &CompiledPort) -> ServiceView {
         source_ranges: service.source_ranges.iter().map(ToString::to_string).collect(),
         cluster_backends: service.cluster.len(),
         local_backends: service.local.len(),
+    }
+}
+
+/// The pod that asked for the port: it is attached, which is all that is asked of it.
+fn host_port_view(port: &CompiledPort, backend: &Backend, node: &str) -> BackendView {
+    BackendView {
+        service: port.service.name.to_string(),
+        protocol: port.protocol,
+        address: std::net::SocketAddr::new(backend.addr.ip(), backend.port).to_string(),
+        node: Some(node.to_owned()),
+        place: place(backend.place),
+        ready: true,
+        serving: true,
+        terminating: false,
+        used: true,
+        used_locally: true,
+        reason: "attached with this host port",
     }
 }
 

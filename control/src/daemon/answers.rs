@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use podgate_cni::{Request, Response};
+use podgate_cni::{Attachment, Request, Response};
 use podgate_core::addr::{Addr, Tuple, protocol};
 use podgate_runtime::clock;
 use serde_json::{Value, json};
@@ -29,13 +29,29 @@ impl api::Handler for Daemon {
                 Ok(views::steps(&dataplane.snapshot(), &dataplane.flows(), tuple))
             }),
             Request::Attach(request) => match fds.pop() {
-                Some(netns) => self.attach(&request.attachment, netns).await,
-                None => Err(error(4, "no network namespace came with the request".into())),
+                Some(netns) => self.attach(&request, netns).await,
+                None => Err(no_namespace()),
             },
-            Request::Detach(attachment) => self.detach(&attachment).await,
-            _ => Err(error(6, "this daemon does not answer that request".into())),
+            Request::Assign { attachment, given } => match fds.pop() {
+                Some(netns) => self.assign(&attachment, &given, netns).await,
+                None => Err(no_namespace()),
+            },
+            Request::Detach(attachment) => self.detach(&attachment, fds.pop()).await,
+            Request::Check { attachment, addresses } => match fds.pop() {
+                Some(netns) => self.check(&attachment, &addresses, netns),
+                None => Err(no_namespace()),
+            },
+            Request::Collect { network, valid } => self.collect(&network, &valid).await,
+            Request::Ready => self.readiness(),
+            Request::IpamCheck { .. } | Request::IpamRelease { .. } => Err(error(6, "not yet".into())),
         };
         answer.map_or_else(|refusal| refusal, Response::Ok)
+    }
+
+    async fn unheard(&self, attachment: Attachment) {
+        if let Err(Response::Error { message, .. }) = self.detach(&attachment, None).await {
+            tracing::error!(sandbox = %attachment.sandbox, "whoever asked for it has gone, and it could not be detached: {message}");
+        }
     }
 }
 
@@ -99,6 +115,10 @@ impl Daemon {
             "problems": problems,
         }))
     }
+}
+
+fn no_namespace() -> Response {
+    error(4, "no network namespace came with the request".into())
 }
 
 /// A refusal, with one of the codes of [`Response::Error`].

@@ -7,8 +7,10 @@
 mod answers;
 mod attachments;
 mod flows;
+mod host_ports;
 mod machine;
 mod probe;
+mod upkeep;
 mod views;
 mod watchers;
 
@@ -176,12 +178,14 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         health,
         inner: RefCell::new(inner),
         plan,
+        leaving: RefCell::default(),
         dataplane: RefCell::new(Some(Arc::new(dataplane))),
         config,
     });
     daemon.log_changes();
     daemon.follow_source();
     daemon.serve_udp_ports();
+    daemon.upkeep().await;
     tokio::task::spawn_local(api::serve(listener, daemon.clone()));
     tokio::task::spawn_local(probe::run(daemon.clone()));
     tokio::task::spawn_local(watchers::watch_kernel(daemon.clone(), reconciler));
@@ -196,7 +200,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
             changed = source.state.changed() => changed?,
             changed = source.status.changed() => changed?,
             () = daemon.changed.notified() => {}
-            _ = audit.tick() => {}
+            _ = audit.tick() => daemon.upkeep().await,
         }
         {
             let inner = &mut *daemon.inner.borrow_mut();
@@ -299,6 +303,7 @@ fn local_node(config: &Config, machine: &Machine, pods: &Pods, path_mtus: BTreeM
         outside_mtu: machine.underlay_mtu,
         masquerade_sources: machine.primary(),
         pods: pods.list().flat_map(|pod| pod.addresses.iter().map(|ip| (*ip, Pod { mtu: pod.mtu }))).collect(),
+        host_ports: host_ports::of(pods),
         probe_token: token,
         workers,
     }
@@ -318,6 +323,8 @@ pub(crate) struct Daemon {
     /// The reconciler's plan.
     plan: watch::Sender<RoutingPlan>,
     inner: RefCell<Inner>,
+    /// Attachments that are being detached: their addresses are theirs until the workers know.
+    leaving: RefCell<BTreeSet<String>>,
     /// `None` only while it is being replaced.
     dataplane: RefCell<Option<Arc<Runtime>>>,
 }
@@ -531,11 +538,11 @@ fn routing_plan(config: &Config, inner: &Inner) -> RoutingPlan {
                 !podgate_core::fib::within(&node.service_cidrs, key.addr) && !podgate_core::fib::within(&node.cluster_pod_cidrs, key.addr);
             // What leads to another node's address must not be led away from it, least of all the overlay itself.
             let is_a_nodes = node.owns(key.addr) || inner.cluster.nodes().values().any(|n| n.addresses.contains(&key.addr.ip()));
-            frontend.face != Face::NodePort && elsewhere && !is_a_nodes && inner.compiled.snapshot.is_vip(key.addr)
+            frontend.face.is_vip() && elsewhere && !is_a_nodes && inner.compiled.snapshot.is_vip(key.addr)
         })
         .map(|(key, _)| key.addr.ip())
         .collect();
-    // Load balancers' addresses and external IPs that are this node's own: the service has its ports, the node all the others.
+    // Host ports, and load balancers' addresses and external IPs that are this node's own: the service has its ports, the node all the others.
     let on_the_node = inner.compiled.snapshot.services.iter().filter(|(key, frontend)| frontend.face != Face::NodePort && node.owns(key.addr));
     let host_port = |key: &FrontendKey| HostPort { address: key.addr.ip(), protocol: key.protocol, port: key.port };
     let with_ports = |key: &FrontendKey| matches!(key.protocol, protocol::TCP | protocol::UDP);

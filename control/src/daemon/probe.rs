@@ -9,7 +9,9 @@ use podgate_runtime::netns::Netns;
 use podgate_runtime::runtime::Runtime;
 
 use super::Daemon;
+use super::attachments::GSO_MAX_SIZE;
 use crate::ipam;
+use crate::pods::{AttachSpec, DefaultRoute, PodOptions};
 use crate::selftest::{Family, Gateway, SelfTest};
 
 /// The probe's attachment.
@@ -83,14 +85,28 @@ fn families(daemon: &Daemon) -> Vec<Family> {
 
 async fn attach(daemon: &Daemon, families: &[Family]) -> anyhow::Result<Netns> {
     // That of a predecessor went with its namespace, or not quite.
-    daemon.inner.borrow_mut().pods.detach(ID)?;
+    daemon.inner.borrow_mut().pods.detach(ID, None)?;
     let netns = Netns::anonymous()?;
     let cidrs = daemon.inner.borrow().compiled.snapshot.node.node_pod_cidrs.clone();
     let addresses = families.iter().filter_map(|family| {
         let cidr = cidrs.iter().find(|cidr| cidr.contains(family.gateway))?;
         ipam::probe_address(*cidr)
     });
-    let addresses = addresses.collect();
-    daemon.plug(ID, ID, "eth0", addresses, &netns).await?;
+    let spec = AttachSpec {
+        id: ID.to_owned(),
+        name: ID.to_owned(),
+        network: None,
+        attempt: 0,
+        netns_path: String::new(),
+        ifname: "eth0".to_owned(),
+        addresses: addresses.collect(),
+        mac: None,
+        mtu: daemon.pod_mtu(&daemon.inner.borrow().machine),
+        gso_max_size: GSO_MAX_SIZE,
+        default_route: DefaultRoute::IfFree,
+        targets: Vec::new(),
+        options: PodOptions::default(),
+    };
+    daemon.plug(&spec, &netns).await?;
     Ok(netns)
 }

@@ -31,11 +31,11 @@ fn address(lease: &Lease) -> String {
 fn each_family_gives_one_and_the_reserved_ones_are_never_given() {
     let dir = scratch();
     let mut ipam = open(dir.path(), &["10.244.1.0/29", "fd00:77:1::/64"]);
-    let given: Vec<String> = (0..4).map(|n| address(&ipam.allocate(&owner(n)).unwrap())).collect();
+    let given: Vec<String> = (0..4).map(|n| address(&ipam.allocate(&owner(n), &Wish::default()).unwrap())).collect();
     // Of eight: network, gateway, probe and broadcast are kept back.
     assert_eq!(given, ["10.244.1.3 fd00:77:1::3", "10.244.1.4 fd00:77:1::4", "10.244.1.5 fd00:77:1::5", "10.244.1.6 fd00:77:1::6"]);
     assert_eq!(
-        ipam.allocate(&owner(4)).unwrap_err().to_string(),
+        ipam.allocate(&owner(4), &Wish::default()).unwrap_err().to_string(),
         "all 4 addresses of 10.244.1.0/29 are given out; see `podgate ipam`, and detach pods that are gone or give the node a larger range"
     );
     let view = ipam.list();
@@ -48,8 +48,8 @@ fn each_family_gives_one_and_the_reserved_ones_are_never_given() {
 fn asking_again_gives_the_same_and_releasing_twice_is_no_error() {
     let dir = scratch();
     let mut ipam = open(dir.path(), &["10.244.1.0/24"]);
-    let lease = ipam.allocate(&owner(1)).unwrap();
-    assert_eq!(ipam.allocate(&owner(1)).unwrap(), lease);
+    let lease = ipam.allocate(&owner(1), &Wish::default()).unwrap();
+    assert_eq!(ipam.allocate(&owner(1), &Wish::default()).unwrap(), lease);
     assert_eq!(ipam.owner(lease.addresses[0]), Some(&owner(1)));
     assert_eq!(ipam.release(&owner(1)).unwrap(), Some(lease));
     assert_eq!(ipam.release(&owner(1)).unwrap(), None);
@@ -59,14 +59,14 @@ fn asking_again_gives_the_same_and_releasing_twice_is_no_error() {
 fn a_freed_address_is_the_last_to_be_given_out_again_even_after_a_restart() {
     let dir = scratch();
     let mut ipam = open(dir.path(), &["10.244.1.0/29"]);
-    let first = ipam.allocate(&owner(1)).unwrap();
+    let first = ipam.allocate(&owner(1), &Wish::default()).unwrap();
     ipam.release(&owner(1)).unwrap();
     drop(ipam);
     let mut ipam = open(dir.path(), &["10.244.1.0/29"]);
     ipam.compact().unwrap();
     drop(ipam);
     let mut ipam = open(dir.path(), &["10.244.1.0/29"]);
-    let next: Vec<String> = (2..6).map(|n| address(&ipam.allocate(&owner(n)).unwrap())).collect();
+    let next: Vec<String> = (2..6).map(|n| address(&ipam.allocate(&owner(n), &Wish::default()).unwrap())).collect();
     assert_eq!(next, ["10.244.1.4", "10.244.1.5", "10.244.1.6", "10.244.1.3"]);
     assert_eq!(next[3], address(&first));
 }
@@ -75,13 +75,13 @@ fn a_freed_address_is_the_last_to_be_given_out_again_even_after_a_restart() {
 fn what_is_given_out_is_known_after_a_restart() {
     let dir = scratch();
     let mut ipam = open(dir.path(), &["10.244.1.0/24", "fd00:77:1::/64"]);
-    let leases: Vec<Lease> = (0..5).map(|n| ipam.allocate(&owner(n)).unwrap()).collect();
+    let leases: Vec<Lease> = (0..5).map(|n| ipam.allocate(&owner(n), &Wish::default()).unwrap()).collect();
     ipam.release(&owner(2)).unwrap();
     drop(ipam);
     let (mut ipam, messages) = Ipam::open(dir.path(), &cidrs(&["10.244.1.0/24", "fd00:77:1::/64"])).unwrap();
     assert_eq!(messages, Vec::<String>::new());
     assert_eq!(ipam.lease(&owner(2)), None);
-    assert_eq!(ipam.allocate(&owner(1)).unwrap(), leases[1]);
+    assert_eq!(ipam.allocate(&owner(1), &Wish::default()).unwrap(), leases[1]);
     assert_eq!(ipam.leases().count(), 4);
 }
 
@@ -98,7 +98,7 @@ fn a_range_without_room_and_no_range_at_all_are_named() {
     let dir = scratch();
     let error = Ipam::open(dir.path(), &cidrs(&["10.244.1.0/30"])).unwrap_err().to_string();
     assert_eq!(error, "the pod range 10.244.1.0/30 is too small: four of its addresses are kept back; give the node at least a /29");
-    let error = open(dir.path(), &[]).allocate(&owner(1)).unwrap_err().to_string();
+    let error = open(dir.path(), &[]).allocate(&owner(1), &Wish::default()).unwrap_err().to_string();
     assert!(error.starts_with("this node has no pod range"), "{error}");
 }
 
@@ -106,9 +106,9 @@ fn a_range_without_room_and_no_range_at_all_are_named() {
 fn a_long_journal_is_written_anew() {
     let dir = scratch();
     let mut ipam = open(dir.path(), &["10.244.1.0/24"]);
-    ipam.allocate(&owner(0)).unwrap();
+    ipam.allocate(&owner(0), &Wish::default()).unwrap();
     for n in 1..600 {
-        ipam.allocate(&owner(n)).unwrap();
+        ipam.allocate(&owner(n), &Wish::default()).unwrap();
         ipam.release(&owner(n)).unwrap();
     }
     assert!(ipam.journal.records() < 1100, "{}", ipam.journal.records());
@@ -125,7 +125,7 @@ fn history() -> (Vec<u8>, Vec<(usize, BTreeSet<String>)>) {
     let held = |ipam: &Ipam| ipam.leases().map(address).collect::<BTreeSet<_>>();
     told.push((std::fs::metadata(&path).unwrap().len() as usize, held(&ipam)));
     for n in 0..4 {
-        ipam.allocate(&owner(n)).unwrap();
+        ipam.allocate(&owner(n), &Wish::default()).unwrap();
         told.push((std::fs::metadata(&path).unwrap().len() as usize, held(&ipam)));
     }
     ipam.release(&owner(1)).unwrap();
@@ -183,7 +183,7 @@ proptest! {
             let before: Vec<Lease> = ipam.leases().cloned().collect();
             match what {
                 0 => {
-                    if let Ok(lease) = ipam.allocate(&owner(n)) {
+                    if let Ok(lease) = ipam.allocate(&owner(n), &Wish::default()) {
                         for other in before.iter().filter(|l| l.owner != owner(n)) {
                             prop_assert!(lease.addresses.iter().all(|a| !other.addresses.contains(a)));
                         }

@@ -50,8 +50,12 @@ pub struct RouteSpec {
     pub metric: u32,
     /// The path MTU that the node's own senders assume.
     pub mtu: Option<u32>,
+    /// The largest TCP segment that the node's own senders announce, in bytes.
+    pub advmss: Option<u32>,
     /// The source that the node's own packets get.
     pub prefsrc: Option<IpAddr>,
+    /// How far the destination is (`RT_SCOPE_…`), IPv4 only; `None` leaves it to the kind of the route.
+    pub scope: Option<u8>,
     /// Whether the next hop is taken to be on the link, whatever the addresses say.
     pub onlink: bool,
     /// Who made it (`RTPROT_…`).
@@ -77,7 +81,20 @@ impl RouteSpec {
     fn of_kind(table: u32, destination: IpNetwork, kind: RouteKind) -> RouteSpec {
         let destination = IpNetwork::new(destination.network(), destination.prefix()).expect("the prefix of a valid network");
         let origin = ORIGIN_KERNEL;
-        let spec = RouteSpec { table, destination, kind, device: None, gateway: None, metric: 0, mtu: None, prefsrc: None, onlink: false, origin };
+        let spec = RouteSpec {
+            table,
+            destination,
+            kind,
+            device: None,
+            gateway: None,
+            metric: 0,
+            mtu: None,
+            advmss: None,
+            prefsrc: None,
+            scope: None,
+            onlink: false,
+            origin,
+        };
         spec.metric(0)
     }
 
@@ -145,11 +162,9 @@ impl RouteSpec {
             RouteKind::Prohibit => RouteType::Prohibit,
             RouteKind::Other(kind) => kind.into(),
         };
-        // As `ip route` does: a destination on the link has link scope, or the kernel would not resolve next hops through it.
-        header.scope = match (self.family(), self.kind, self.gateway) {
-            (Family::V4, RouteKind::Unicast, None) => RouteScope::Link,
-            (Family::V4, RouteKind::Local, _) => RouteScope::Host,
-            _ => RouteScope::Universe,
+        header.scope = match self.scope {
+            Some(scope) if self.family() == Family::V4 => RouteScope::from(scope),
+            _ => usual_scope(self.family(), self.kind, self.gateway),
         };
         if self.onlink {
             header.flags |= RouteFlags::Onlink;
@@ -164,7 +179,10 @@ impl RouteSpec {
         if self.metric != 0 {
             attributes.push(RouteAttribute::Priority(self.metric));
         }
-        attributes.extend(self.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+        let metrics: Vec<RouteMetric> = self.mtu.map(RouteMetric::Mtu).into_iter().chain(self.advmss.map(RouteMetric::Advmss)).collect();
+        if !metrics.is_empty() {
+            attributes.push(RouteAttribute::Metrics(metrics));
+        }
         attributes.extend(self.prefsrc.map(|source| RouteAttribute::PrefSource(source.into())));
         message
     }
@@ -200,6 +218,9 @@ impl fmt::Display for RouteSpec {
         }
         if let Some(mtu) = self.mtu {
             write!(f, " mtu {mtu}")?;
+        }
+        if let Some(advmss) = self.advmss {
+            write!(f, " advmss {advmss}")?;
         }
         write!(f, " table {}", self.table)
     }
@@ -291,7 +312,7 @@ pub(super) fn route_of(message: RouteNetlinkMessage, name_of: impl Fn(u32) -> Op
     let mut exact = header.tos == 0 && header.source_prefix_length == 0;
     let mut destination = family.unspecified();
     let mut table = u32::from(header.table);
-    let (mut device, mut gateway, mut metric, mut mtu, mut prefsrc) = (None, None, 0, None, None);
+    let (mut device, mut gateway, mut metric, mut mtu, mut advmss, mut prefsrc) = (None, None, 0, None, None, None);
     for attribute in message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip_of(address)?,
@@ -304,6 +325,7 @@ pub(super) fn route_of(message: RouteNetlinkMessage, name_of: impl Fn(u32) -> Op
                 for value in metrics {
                     match value {
                         RouteMetric::Mtu(bytes) => mtu = Some(bytes),
+                        RouteMetric::Advmss(bytes) => advmss = Some(bytes),
                         RouteMetric::Other(_) => {}
                         _ => exact = false,
                     }
@@ -327,7 +349,17 @@ pub(super) fn route_of(message: RouteNetlinkMessage, name_of: impl Fn(u32) -> Op
     let destination = IpNetwork::new(destination, header.destination_prefix_length).ok()?;
     let onlink = header.flags.contains(RouteFlags::Onlink);
     let origin = header.protocol.into();
-    Some(Route { spec: RouteSpec { table, destination, kind, device, gateway, metric, mtu, prefsrc, onlink, origin }, exact })
+    let scope = (family == Family::V4 && header.scope != usual_scope(family, kind, gateway)).then(|| header.scope.into());
+    Some(Route { spec: RouteSpec { table, destination, kind, device, gateway, metric, mtu, advmss, prefsrc, scope, onlink, origin }, exact })
+}
+
+/// As `ip route` does: a destination on the link has link scope, or the kernel would not resolve next hops through it.
+fn usual_scope(family: Family, kind: RouteKind, gateway: Option<IpAddr>) -> RouteScope {
+    match (family, kind, gateway) {
+        (Family::V4, RouteKind::Unicast, None) => RouteScope::Link,
+        (Family::V4, RouteKind::Local, _) => RouteScope::Host,
+        _ => RouteScope::Universe,
+    }
 }
 
 fn ip_of(address: RouteAddress) -> Option<IpAddr> {

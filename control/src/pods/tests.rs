@@ -1,8 +1,13 @@
 //! Against the real kernel, in namespaces of the tests' own.
 
+use super::kernel::source_rules;
 use super::*;
 use crate::gateway_ns;
-use crate::netlink::LinkState;
+use crate::netlink::sysctl::{self, Key};
+use crate::netlink::{AddressSpec, LinkKind, LinkSettings, LinkState, NewLink, RouteSpec, RuleAction, RuleSpec, TABLE_MAIN};
+use crate::routing::devices::POD_GATEWAY_V4;
+use crate::routing::whole;
+use std::str::FromStr;
 
 struct Site {
     directory: PathBuf,
@@ -53,12 +58,17 @@ fn spec(number: u8) -> AttachSpec {
     AttachSpec {
         id: format!("sandbox-{number}/eth0"),
         name: format!("default/pod-{number}"),
+        network: None,
+        attempt: 0,
+        netns_path: String::new(),
         ifname: "eth0".into(),
         addresses: vec![IpAddr::from([10, 244, 1, number]), format!("fd00:77:1::{number}").parse().unwrap()],
         mac: None,
         mtu: 1450,
         gso_max_size: 62_000,
-        routes: Vec::new(),
+        default_route: DefaultRoute::IfFree,
+        targets: Vec::new(),
+        options: PodOptions::default(),
     }
 }
 
@@ -97,8 +107,8 @@ fn a_pod_gets_its_addresses_routes_and_neighbours_and_leaves_nothing() {
     let known = ["169.254.1.1/32", &errors_come_from, "127.0.0.1/8", "::1/128"];
     assert!(gateway_addresses(&mut site).iter().all(|address| known.contains(&address.as_str())));
 
-    assert!(matches!(site.pods().detach(&pod.id).unwrap(), Detached::Gone(gone) if gone == pod));
-    assert_eq!(site.pods().detach(&pod.id).unwrap(), Detached::Absent);
+    assert!(matches!(site.pods().detach(&pod.id, None).unwrap(), Detached::Gone(gone) if gone == pod));
+    assert_eq!(site.pods().detach(&pod.id, None).unwrap(), Detached::Absent);
     assert_eq!(site.remains(), before);
     assert!(inside.link("eth0").unwrap().is_none());
 }
@@ -114,7 +124,7 @@ fn a_veth_name_is_never_used_twice() {
     for number in 1..=5 {
         let pod_ns = Netns::anonymous().unwrap();
         let pod = site.pods().attach(&pod_ns, &spec(number)).unwrap();
-        site.pods().detach(&pod.id).unwrap();
+        site.pods().detach(&pod.id, None).unwrap();
         assert!(!names.contains(&pod.veth));
         names.push(pod.veth);
         site.reopen();
@@ -131,8 +141,8 @@ fn a_failure_leaves_nothing_on_either_side() {
     let kind = LinkKind::Veth { peer: "other-peer", peer_netns: None, peer_settings: LinkSettings::new().up() };
     inside.create_link(&NewLink { name: "other", kind, settings: LinkSettings::new().up() }).unwrap();
     inside.add_route(&RouteSpec::unicast(TABLE_MAIN, "0.0.0.0/0".parse().unwrap(), "other")).unwrap();
-    let error = site.pods().attach(&pod_ns, &spec(3)).unwrap_err();
-    assert!(error.to_string().contains("sandbox-3/eth0: cannot add IPv4 route default via 169.254.1.1 dev eth0"), "{error}");
+    let error = site.pods().attach(&pod_ns, &AttachSpec { default_route: DefaultRoute::Yes, ..spec(3) }).unwrap_err();
+    assert!(matches!(error, PodError::DefaultRouteExists { family: Family::V4, .. }), "{error}");
     assert_eq!(site.remains(), before);
     assert!(inside.link("eth0").unwrap().is_none() && site.pods().list().next().is_none());
 
@@ -150,7 +160,54 @@ fn an_address_or_an_attachment_that_exists_is_refused() {
     assert!(matches!(site.pods().attach(&second, &spec(4)), Err(PodError::AttachedAlready { .. })));
     let same_address = AttachSpec { id: "another".into(), ..spec(4) };
     assert!(matches!(site.pods().attach(&second, &same_address), Err(PodError::AddressTaken { .. })));
-    assert!(matches!(site.pods().attach(&second, &AttachSpec { addresses: Vec::new(), ..spec(5) }), Err(PodError::NoAddress { .. })));
+}
+
+#[test]
+fn an_interface_without_addresses_waits_for_them_and_lets_nothing_pass_meanwhile() {
+    let Some(mut site) = Site::new("later") else { return };
+    let before = site.remains();
+    let pod_ns = Netns::anonymous().unwrap();
+    let later = AttachSpec { addresses: Vec::new(), ..spec(5) };
+    let waiting = site.pods().attach(&pod_ns, &later).unwrap();
+    let inside = Netlink::open(&pod_ns).unwrap();
+    assert_eq!(inside.expect_link("eth0").unwrap().carrier, LinkState::Up, "a DHCP client can speak through it");
+    assert!(site.remains().iter().all(|what| !what.contains("pref 20")), "{:?}", site.remains());
+    let given = spec(5).addresses;
+    assert!(matches!(site.pods().assign(&pod_ns, "nobody", &given, Vec::new()), Err(PodError::NotAttached { .. })));
+    let pod = site.pods().assign(&pod_ns, &waiting.id, &given, vec![IpNetwork::from_str("198.51.100.0/24").unwrap().into()]).unwrap();
+    assert_eq!(pod.addresses, given);
+    assert_eq!(pod.routes.iter().map(|route| &*route.dst).collect::<Vec<_>>(), ["0.0.0.0/0", "198.51.100.0/24", "::/0"]);
+    site.pods().check(&pod.id, &pod_ns, &given).unwrap();
+    assert!(matches!(site.pods().assign(&pod_ns, &pod.id, &given, Vec::new()), Err(PodError::AssignedAlready { .. })));
+    site.pods().detach(&pod.id, None).unwrap();
+
+    // A daemon that ends before the addresses come leaves nothing to its successor.
+    site.pods().attach(&pod_ns, &later).unwrap();
+    site.reopen();
+    assert!(site.pods().list().next().is_none());
+    assert_eq!(site.remains(), before);
+    assert!(inside.link("eth0").unwrap().is_none());
+}
+
+#[test]
+fn a_check_names_what_is_missing() {
+    let Some(mut site) = Site::new("check") else { return };
+    let pod_ns = Netns::anonymous().unwrap();
+    let pod = site.pods().attach(&pod_ns, &spec(6)).unwrap();
+    let inside = Netlink::open(&pod_ns).unwrap();
+    let check =
+        |site: &mut Site, netns: &Netns, addresses: &[IpAddr]| site.pods().check(&pod.id, netns, addresses).map_err(|error| error.to_string());
+    assert_eq!(check(&mut site, &pod_ns, &pod.addresses), Ok(()));
+    assert!(check(&mut site, &Netns::anonymous().unwrap(), &[]).unwrap_err().contains("namespace is not the one"));
+    assert!(check(&mut site, &pod_ns, &["10.244.1.99".parse().unwrap()]).unwrap_err().contains("does not have 10.244.1.99"));
+    let default = inside.routes(Family::V4, TABLE_MAIN).unwrap().remove(0).spec;
+    inside.delete_route(&default).unwrap();
+    assert!(check(&mut site, &pod_ns, &pod.addresses).unwrap_err().contains("the route to 0.0.0.0/0 by eth0 is gone"));
+    inside.add_route(&default).unwrap();
+    inside.set_link("eth0", &LinkSettings::new().down()).unwrap();
+    assert!(check(&mut site, &pod_ns, &pod.addresses).unwrap_err().contains("eth0 is down"));
+    inside.delete_link("eth0").unwrap();
+    assert!(check(&mut site, &pod_ns, &pod.addresses).unwrap_err().contains("is gone"));
 }
 
 #[test]
@@ -182,7 +239,7 @@ fn detaching_succeeds_with_the_pods_namespace_gone() {
     let pod_ns = Netns::anonymous().unwrap();
     let pod = site.pods().attach(&pod_ns, &spec(7)).unwrap();
     drop(pod_ns); // the kernel takes the veth away in its own time
-    assert!(matches!(site.pods().detach(&pod.id).unwrap(), Detached::Gone(_)));
+    assert!(matches!(site.pods().detach(&pod.id, None).unwrap(), Detached::Gone(_)));
     assert_eq!(site.remains(), before);
 }
 
@@ -191,12 +248,24 @@ fn several_interfaces_of_one_pod_have_their_own_addresses_and_routes() {
     let Some(mut site) = Site::new("several") else { return };
     let pod_ns = Netns::anonymous().unwrap();
     site.pods().attach(&pod_ns, &spec(8)).unwrap();
-    let second = AttachSpec { id: "sandbox-8/net1".into(), ifname: "net1".into(), routes: vec!["198.51.100.0/24".parse().unwrap()], ..spec(9) };
-    site.pods().attach(&pod_ns, &second).unwrap();
+    let target = IpNetwork::from_str("198.51.100.0/24").unwrap();
+    let second = AttachSpec { id: "sandbox-8/net1".into(), ifname: "net1".into(), targets: vec![target.into()], ..spec(9) };
+    let pod = site.pods().attach(&pod_ns, &second).unwrap();
     let inside = Netlink::open(&pod_ns).unwrap();
     assert_eq!(inside.route_to("198.51.100.7".parse().unwrap()).unwrap().spec.device.as_deref(), Some("net1"));
     assert_eq!(inside.route_to("203.0.113.7".parse().unwrap()).unwrap().spec.device.as_deref(), Some("eth0"));
     assert_eq!(site.pods().of_netns(&pod_ns).count(), 2);
+    // What is sent from the second's address leaves by the second, or it would be taken for a spoof.
+    let sources = |inside: &Netlink| source_rules(inside, pod.addresses[0]).unwrap();
+    let table = match sources(&inside)[..] {
+        [RuleSpec { action: RuleAction::Lookup(table), .. }] => table,
+        ref other => panic!("{other:?}"),
+    };
+    let routes = inside.routes(Family::V4, table).unwrap();
+    assert_eq!(routes.iter().map(|route| (route.spec.destination.prefix(), route.spec.device.as_deref())).collect::<Vec<_>>(), [(0, Some("net1"))]);
+    site.pods().check(&pod.id, &pod_ns, &pod.addresses).unwrap();
+    site.pods().detach(&pod.id, Some(&pod_ns)).unwrap();
+    assert!(sources(&inside).is_empty());
 }
 
 #[test]

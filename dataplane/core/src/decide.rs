@@ -196,6 +196,7 @@ fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sende
     let (policy, endpoints, masquerade) = match (frontend.face, service.internal_policy, service.external_policy) {
         (Face::ClusterIp, TrafficPolicy::Cluster, _) => (TrafficPolicy::Cluster, &service.cluster, !from_cluster_pod),
         (Face::ClusterIp, TrafficPolicy::Local, _) => (TrafficPolicy::Local, &service.local, !from_cluster_pod),
+        (Face::HostPort, ..) => (TrafficPolicy::Local, &service.local, false),
         (_, _, TrafficPolicy::Cluster) => (TrafficPolicy::Cluster, &service.cluster, true),
         (_, _, TrafficPolicy::Local) if from_cluster_pod => (TrafficPolicy::Cluster, &service.cluster, false),
         (_, _, TrafficPolicy::Local) if sender == Sender::Node => (TrafficPolicy::Cluster, &service.cluster, true),

@@ -31,9 +31,16 @@ pub enum Face {
     LoadBalancer,
     /// An external IP: `externalTrafficPolicy` decides.
     ExternalIp,
+    /// A pod's `hostPort`: leads to that pod alone, with the client's own address.
+    HostPort,
 }
 
 impl Face {
+    /// Whether the address that is dialled is the service's, and not the node's.
+    pub const fn is_vip(self) -> bool {
+        !matches!(self, Face::NodePort | Face::HostPort)
+    }
+
     /// The name that operators know it by.
     pub const fn name(self) -> &'static str {
         match self {
@@ -41,6 +48,7 @@ impl Face {
             Face::NodePort => "NodePort",
             Face::LoadBalancer => "LoadBalancer",
             Face::ExternalIp => "ExternalIP",
+            Face::HostPort => "HostPort",
         }
     }
 }
@@ -177,7 +185,7 @@ impl ServiceTable {
         for (key, frontend) in changes {
             let shards: &mut Vec<Arc<Shard>> = shards.get_or_insert_with(|| self.shards.to_vec());
             let shard = Arc::make_mut(&mut shards[key.shard()]);
-            let is_vip = |f: &Frontend| f.face != Face::NodePort;
+            let is_vip = |f: &Frontend| f.face.is_vip();
             let now = frontend.as_ref().is_some_and(is_vip);
             let before = match frontend {
                 Some(frontend) => shard.insert(key, frontend),
