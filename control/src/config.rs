@@ -20,7 +20,7 @@ mod validate;
 
 pub(crate) use validate::check_device_name;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -69,6 +69,8 @@ pub struct Config {
     pub devices: Devices,
     /// The flow table.
     pub flows: Flows,
+    /// Where the DHCP requests of pods are relayed to, whose addresses the plugin `dhcp` gives.
+    pub dhcp_servers: Vec<Ipv4Addr>,
 }
 
 /// Where the overlay runs: what of it the configuration names.

@@ -247,6 +247,9 @@ pub struct Attached {
     /// Its routes, as a CNI result tells them.
     #[serde(default)]
     pub routes: Vec<Route>,
+    /// Whether its addresses are leased over the interface itself, so that its DHCP client is to be served.
+    #[serde(default)]
+    pub leases: bool,
     /// What the dataplane does for it.
     #[serde(default)]
     pub options: PodOptions,
@@ -379,6 +382,7 @@ impl Pods {
             mtu: spec.mtu,
             netns: (pod_ns.id().dev, pod_ns.id().ino),
             routes: Vec::new(),
+            leases: spec.addresses.is_empty(),
             options: spec.options.clone(),
         };
         self.entries.push(Entry { stage: Stage::Attaching, pod: pod.clone() });

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +37,7 @@ pub(super) struct Raw {
     pub outside_to_pods: Option<RawOutsideToPods>,
     pub devices: Option<RawDevices>,
     pub flows: Option<RawFlows>,
+    pub dhcp: Option<RawDhcp>,
 }
 
 #[derive(serde::Deserialize)]
@@ -131,6 +132,13 @@ pub(super) struct RawDevices {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawFlows {
     pub capacity: Option<u32>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDhcp {
+    #[serde(default)]
+    pub servers: Vec<Ipv4Addr>,
 }
 
 /// `30000-32767`, or one port.

@@ -66,6 +66,7 @@ pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config
         }),
         devices: devices(&check, raw.devices)?,
         flows: flows(&check, raw.flows.and_then(|f| f.capacity))?,
+        dhcp_servers: raw.dhcp.map(|dhcp| dhcp.servers).unwrap_or_default(),
     };
     ranges_are_apart(&check, &config)?;
     ports_are_apart(&check, &config, host)?;

@@ -67,6 +67,13 @@ impl Daemon {
         let owner = owner_of(attachment);
         spec.addresses = self.addresses(&owner, &request.addresses)?;
         match self.plug(&spec, &netns).await {
+            Ok(attached) if attached.leases => match self.relay_dhcp() {
+                Ok(()) => Ok(self.result(attachment, &attached)),
+                Err(e) => {
+                    self.unplug(&attached.id, None).await.map_err(refusal)?;
+                    Err(error(FAILED, e.to_string()))
+                }
+            },
             Ok(attached) => {
                 tracing::info!(pod = %attached.name, addresses = ?attached.addresses, veth = %attached.veth, "attached");
                 Ok(self.result(attachment, &attached))
@@ -126,6 +133,11 @@ impl Daemon {
         if let Detached::Gone(pod) = &detached {
             self.route();
             self.refresh().await;
+            if pod.leases
+                && let Err(e) = self.relay_dhcp()
+            {
+                tracing::warn!(error = %e, "the DHCP relay");
+            }
             tracing::info!(pod = %pod.name, addresses = ?pod.addresses, "detached");
         }
         Ok(detached)
@@ -246,6 +258,10 @@ impl Daemon {
                 Ok(self.inner.borrow_mut().ipam.allocate(owner, &wish).map_err(no_address)?.addresses)
             }
             Addresses::Given(given) => self.given(owner, given),
+            Addresses::Later if self.config.dhcp_servers.is_empty() => {
+                let message = "a pod has no link to a DHCP server, and there is none to relay to: name it in this node's podgate.yaml, as in `dhcp: {servers: [192.0.2.53]}`";
+                Err(error(INVALID_CONFIG, message.into()))
+            }
             Addresses::Later => Ok(Vec::new()),
         }
     }

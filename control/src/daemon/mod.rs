@@ -29,7 +29,7 @@ use podgate_core::service::{Face, FrontendKey};
 use podgate_core::snapshot::Generation;
 use podgate_runtime::flow_file::{FlowFile, Opened};
 use podgate_runtime::netns::Netns;
-use podgate_runtime::runtime::{Options, Runtime};
+use podgate_runtime::runtime::{DhcpClient, DhcpError, Options, Runtime};
 use podgate_runtime::tun::Tun;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -186,6 +186,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     daemon.follow_source();
     daemon.serve_udp_ports();
     daemon.upkeep().await;
+    daemon.relay_dhcp()?;
     tokio::task::spawn_local(api::serve(listener, daemon.clone()));
     tokio::task::spawn_local(probe::run(daemon.clone()));
     tokio::task::spawn_local(watchers::watch_kernel(daemon.clone(), reconciler));
@@ -444,6 +445,17 @@ impl Daemon {
         });
     }
 
+    /// The DHCP relay serves the pods whose addresses are leased.
+    fn relay_dhcp(&self) -> Result<(), DhcpError> {
+        let client = |pod: &Attached| DhcpClient { veth: pod.veth.clone(), mac: pod.pod_mac.0 };
+        let clients: Vec<DhcpClient> = self.inner.borrow().pods.list().filter(|pod| pod.leases).map(client).collect();
+        match self.dataplane() {
+            Ok(dataplane) => dataplane.set_dhcp(self.config.dhcp_servers.clone(), clients),
+            // Whoever replaces it asks again.
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Sockets for UDP node ports.
     fn serve_udp_ports(&self) {
         if let Ok(dataplane) = self.dataplane() {
@@ -467,6 +479,7 @@ impl Daemon {
         };
         *self.dataplane.borrow_mut() = Some(Arc::new(dataplane));
         self.serve_udp_ports();
+        self.relay_dhcp()?;
         Ok(())
     }
 

@@ -51,6 +51,7 @@
 //! ```
 
 pub mod clock;
+mod dhcp;
 pub mod ethtool;
 pub mod flow_file;
 mod link;

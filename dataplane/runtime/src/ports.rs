@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,6 +25,7 @@ use podgate_core::wire::ip::Family;
 use socket2::Socket;
 
 use crate::clock::Instant;
+use crate::dhcp::{DhcpClient, Relay, Served};
 use crate::netstack::{Netstack, StatusPage};
 use crate::publish::Reader;
 use crate::sockets::{IcmpError, IcmpSocket, PACKET_LEN_MAX, PortSockets, bind_port};
@@ -46,6 +47,7 @@ const TURN: usize = 64;
 const WAKER: Token = Token(usize::MAX);
 const UDP: Token = Token(0);
 const ICMP: Token = Token(1);
+const DHCP: Token = Token(2);
 
 /// A port of the node that is not served as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +62,7 @@ pub struct PortProblem {
 #[derive(Default)]
 pub(crate) struct Wishes {
     udp_ports: Mutex<Option<Vec<SocketAddr>>>,
+    dhcp: Mutex<Option<DhcpWish>>,
     problems: Mutex<Vec<PortProblem>>,
     pub(crate) kernel_drops: AtomicU64,
 }
@@ -70,10 +73,29 @@ impl Wishes {
         *lock(&self.udp_ports) = Some(ports);
     }
 
+    /// Control: these DHCP clients are to be served, and no others.
+    pub(crate) fn set_dhcp(&self, wish: DhcpWish) {
+        let mut waiting = lock(&self.dhcp);
+        // Sockets that the thread has not taken over yet must not be lost.
+        let before = waiting.take().map_or(Vec::new(), |wish| wish.news);
+        let news = before.into_iter().chain(wish.news).collect();
+        *waiting = Some(DhcpWish { news, ..wish });
+    }
+
     /// Control: what is not served.
     pub(crate) fn problems(&self) -> Vec<PortProblem> {
         lock(&self.problems).clone()
     }
+}
+
+/// What the DHCP relay is to do from now on.
+pub(crate) struct DhcpWish {
+    /// The servers to ask.
+    pub(crate) servers: Vec<Ipv4Addr>,
+    /// Everybody who is to be served.
+    pub(crate) clients: Vec<DhcpClient>,
+    /// Those of them that are new.
+    pub(crate) news: Vec<Served>,
 }
 
 /// Each value under these locks is replaced whole, so a panic elsewhere leaves it good.
@@ -87,6 +109,7 @@ pub(crate) struct Ports {
     wishes: Arc<Wishes>,
     poll: Poll,
     stack: Netstack,
+    relay: Relay,
     sockets: PortSockets,
     icmp: Vec<IcmpSocket>,
     icmp_problems: Vec<PortProblem>,
@@ -123,7 +146,8 @@ impl Ports {
         let stack = Netstack::new(mtu, page, Instant::read().ms());
         let (wanted, masqueraded) = (Vec::new(), HashMap::new());
         let buffer = vec![0; PACKET_LEN_MAX].into_boxed_slice();
-        let mut ports = Ports { shared, wishes, poll, stack, sockets, icmp, icmp_problems, wanted, masqueraded, buffer };
+        let relay = Relay::default();
+        let mut ports = Ports { shared, wishes, poll, stack, relay, sockets, icmp, icmp_problems, wanted, masqueraded, buffer };
         ports.adopt_flows(snapshot);
         Ok(ports)
     }
@@ -165,8 +189,9 @@ impl Ports {
                 self.release();
             }
             self.bind_wanted(due);
+            self.serve_dhcp();
             // Each turn is bounded; whatever may have more is looked at again at once.
-            let busy = self.receive_udp() | self.receive_icmp();
+            let busy = self.receive_udp() | self.receive_icmp() | self.receive_dhcp(session.refresh());
             let stack = self.stack(session.refresh()).unwrap_or(WAIT_MAX);
             timeout = if busy { Duration::ZERO } else { stack };
         }
@@ -274,22 +299,44 @@ impl Ports {
         more
     }
 
+    /// Takes over what control wants of the DHCP relay.
+    fn serve_dhcp(&mut self) {
+        let Some(wish) = lock(&self.wishes.dhcp).take() else { return };
+        let DhcpWish { servers, clients, news } = wish;
+        self.relay.set_servers(servers);
+        for served in news {
+            // One that cannot be waited for is looked at with every other event.
+            let _ = self.poll.registry().register(&mut SourceFd(&served.as_raw_fd()), DHCP, Interest::READABLE);
+            self.relay.add(served);
+        }
+        self.relay.keep(&clients);
+    }
+
+    /// A turn of the DHCP clients; whether one may have more.
+    fn receive_dhcp(&mut self, snapshot: &Snapshot) -> bool {
+        let shared = &self.shared;
+        self.relay.requests(snapshot.node.gateway_v4, Instant::read().now(), |packet| send_own(shared, packet))
+    }
+
     /// Lets the stack have its input and takes its output; says when it wants to be asked again.
     fn stack(&mut self, snapshot: &Snapshot) -> Option<Duration> {
         self.stack.set_addresses(snapshot.node.gateway_v4, snapshot.node.gateway_v6);
         let (shared, stack) = (&self.shared, &mut self.stack);
         let counters = own_counters(shared);
         while let Some(parcel) = shared.netstack.take() {
-            if !stack.input(parcel.bytes().to_vec()) {
+            if !self.relay.answer(parcel.bytes()) && !stack.input(parcel.bytes().to_vec()) {
                 counters.dropped(DropReason::NetstackFull, 1);
             }
             shared.pool.give_back(parcel);
         }
-        stack.poll(Instant::read().ms(), |packet| {
-            if !shared.inboxes[0].send(&shared.pool, std::iter::once(packet), Offload::default(), Origin::OwnStack) {
-                counters.dropped(DropReason::NetstackFull, 1);
-            }
-        })
+        stack.poll(Instant::read().ms(), |packet| send_own(shared, packet))
+    }
+}
+
+/// Hands a packet of the gateway's own to worker 0.
+fn send_own(shared: &Shared, packet: &[u8]) {
+    if !shared.inboxes[0].send(&shared.pool, std::iter::once(packet), Offload::default(), Origin::OwnStack) {
+        own_counters(shared).dropped(DropReason::NetstackFull, 1);
     }
 }
 

@@ -5,7 +5,7 @@
 //! successor.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -18,11 +18,13 @@ use podgate_core::snapshot::{Generation, Snapshot};
 use podgate_core::verdict::WorkerId;
 
 use crate::clock;
+use crate::dhcp::Served;
+pub use crate::dhcp::{DhcpClient, DhcpError};
 use crate::flow_file::FlowFile;
 use crate::netns::Netns;
 use crate::netstack::StatusPage;
 pub use crate::ports::PortProblem;
-use crate::ports::{Ports, Wishes};
+use crate::ports::{DhcpWish, Ports, Wishes};
 use crate::publish::{self, Publisher};
 use crate::tun::{Attachment, Queue, Tun, TunError};
 use crate::udp::{Receiver, SENDERS_PER_FAMILY, Sender, UdpError};
@@ -132,6 +134,7 @@ pub struct Runtime {
     names: [String; 2],
     spares: Mutex<Vec<Option<Box<Latency>>>>,
     latency: Mutex<Latency>,
+    dhcp_clients: Mutex<Vec<DhcpClient>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -181,6 +184,7 @@ impl Runtime {
             names: [pods.name.clone(), host.name.clone()],
             spares: Mutex::new(cpus.iter().map(|_| Some(Box::default())).collect()),
             latency: Mutex::new(Latency::default()),
+            dhcp_clients: Mutex::default(),
             cpus,
             threads: Vec::new(),
         };
@@ -291,6 +295,17 @@ impl Runtime {
     pub fn set_udp_ports(&self, ports: Vec<SocketAddr>) {
         self.wishes.set_udp_ports(ports);
         self.shared.netstack.wake();
+    }
+
+    /// Relays DHCP between these pods and these servers, and no others. Whoever is new is listened to before this returns.
+    pub fn set_dhcp(&self, servers: Vec<Ipv4Addr>, clients: Vec<DhcpClient>) -> Result<(), DhcpError> {
+        let mut known = self.dhcp_clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let news = clients.iter().filter(|client| !known.contains(client));
+        let news = news.map(|client| Served::listen(&self.pods_netns, client)).collect::<Result<Vec<_>, _>>()?;
+        known.clone_from(&clients);
+        self.wishes.set_dhcp(DhcpWish { servers, clients, news });
+        self.shared.netstack.wake();
+        Ok(())
     }
 
     /// What is not served as it should be: UDP ports that a program of the node has, ICMP without the right to it.
