@@ -1,5 +1,7 @@
 //! The command line: kubectl's habits, data on stdout, everything else on stderr, exit codes that mean something.
 
+mod attach;
+mod install;
 mod table;
 
 use std::io::Write;
@@ -9,12 +11,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use podgate_cni::protocol::AttachRequest;
-use podgate_cni::result::Attached;
-use podgate_cni::{Attachment, CallError, Client, Request};
+use podgate_cni::{CallError, Client, Request};
 use serde_json::Value;
 
-use crate::install_cni::{self, InstallError, Places};
+pub use attach::{AttachOptions, Pod};
+pub use install::InstallOptions;
 
 /// How a command ended; the process's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,15 +123,10 @@ pub enum Command {
         output: Output,
     },
     /// Attach a network namespace, as the CNI plugin does; prints the CNI result
-    #[command(after_help = "Example:\n  ip netns add web && podgate attach --netns /run/netns/web --name default/web")]
-    Attach {
-        /// Which namespace
-        #[command(flatten)]
-        pod: Pod,
-        /// The pod's name, for people: NAMESPACE/NAME
-        #[arg(long, value_name = "NS/NAME")]
-        name: Option<String>,
-    },
+    #[command(
+        after_help = "Examples:\n  ip netns add web && podgate attach --netns /run/netns/web --name default/web\n  podgate attach --netns /run/netns/web --publish 8080:80 --egress-rate 100M"
+    )]
+    Attach(AttachOptions),
     /// Detach a network namespace
     #[command(after_help = "Example:\n  podgate detach --netns /run/netns/web")]
     Detach {
@@ -145,7 +141,7 @@ pub enum Command {
         name = "install-cni",
         after_help = "Examples:\n  podgate install-cni\n  podgate install-cni --wait=300   # for a node that is only just coming up\n  podgate install-cni --remove"
     )]
-    InstallCni(InstallCni),
+    InstallCni(InstallOptions),
     /// Build a cluster in namespaces on this machine and send real traffic through it
     #[command(after_help = "Examples:\n  podgate demo\n  podgate demo --nodes 3 --keep")]
     Demo {
@@ -161,46 +157,12 @@ pub enum Command {
     },
 }
 
-/// What is installed, and where.
-#[derive(Debug, Args)]
-pub struct InstallCni {
-    /// Where runtimes look for plugins
-    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
-    pub bin_dir: PathBuf,
-    /// Where runtimes look for network configurations
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
-    pub conf_dir: PathBuf,
-    /// The configuration's file name; runtimes take the first by name
-    #[arg(long, value_name = "NAME", default_value = "10-podgate.conflist")]
-    pub conf_name: String,
-    /// The plugin to install [default: podgate-cni beside this program]
-    #[arg(long, value_name = "FILE")]
-    pub plugin: Option<PathBuf>,
-    /// Wait until the node is ready, for at most this many seconds (60 if none are given)
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60", require_equals = true)]
-    pub wait: Option<u64>,
-    /// Take both away again
-    #[arg(long, conflicts_with_all = ["plugin", "wait"])]
-    pub remove: bool,
-}
-
 /// Which configuration.
 #[derive(Debug, Args)]
 pub struct ConfigFile {
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = "/etc/podgate/podgate.yaml")]
     pub config: PathBuf,
-}
-
-/// Which namespace.
-#[derive(Debug, Args)]
-pub struct Pod {
-    /// The network namespace, as a path
-    #[arg(long, value_name = "PATH")]
-    pub netns: PathBuf,
-    /// The interface to make in it
-    #[arg(long, default_value = "eth0", value_name = "NAME", value_parser = interface_name)]
-    pub ifname: String,
 }
 
 /// How to print.
@@ -222,12 +184,6 @@ pub enum Format {
     Json,
     /// For programs and people.
     Yaml,
-}
-
-/// Linux `dev_valid_name`.
-fn interface_name(text: &str) -> Result<String, String> {
-    crate::config::check_device_name(text).map_err(|()| "an interface's name has 1 to 15 characters without `/`, `:` and blanks".to_owned())?;
-    Ok(text.to_owned())
 }
 
 fn endpoint(text: &str) -> Result<(IpAddr, Option<u16>), String> {
@@ -337,77 +293,11 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
             let value = client.call(&request, &[])?;
             Ok(print("steps", &value, output.format))
         }
-        Command::Attach { pod, name } => {
-            let netns = match std::fs::File::open(&pod.netns) {
-                Ok(file) => file,
-                Err(e) => {
-                    eprintln!(
-                        "podgate: the network namespace {} cannot be opened: {e}. `ip netns add NAME` makes /run/netns/NAME",
-                        pod.netns.display()
-                    );
-                    return Ok(Exit::Failed);
-                }
-            };
-            use std::os::fd::AsFd;
-            let attachment = Attachment { name: name.clone(), ..attachment(pod) };
-            let request = Request::Attach(Box::new(AttachRequest { attachment, ..AttachRequest::default() }));
-            let answer = client.call(&request, &[netns.as_fd()])?;
-            let attached: Attached =
-                serde_json::from_value(answer).map_err(|source| CallError::Garbled { socket: client.socket().into(), source })?;
-            Ok(put(&table::raw(&attached.to_json("1.1.0", &Value::Null), Format::Json)))
-        }
-        Command::Detach { pod } => {
-            let result = client.call(&Request::Detach(attachment(pod)), &[])?;
-            if result["detached"] == false {
-                eprintln!("podgate: nothing was attached as {} of {}; `podgate ipam -o wide` lists what is", pod.ifname, pod.netns.display());
-            }
-            Ok(Exit::Ok)
-        }
-        Command::InstallCni(options) => install_cni(client, options),
+        Command::Attach(options) => attach::attach(client, options),
+        Command::Detach { pod } => attach::detach(client, pod),
+        Command::InstallCni(options) => install::install(client, options),
         Command::Run(_) | Command::Prepare(_) | Command::Cleanup(_) | Command::Demo { .. } => unreachable!("answered without a daemon"),
     }
-}
-
-fn install_cni(client: &Client, options: &InstallCni) -> Result<Exit, CallError> {
-    let places = Places { bin_dir: options.bin_dir.clone(), conf_dir: options.conf_dir.clone(), conf_name: options.conf_name.clone() };
-    let failed = |error: InstallError| {
-        eprintln!("podgate: {error}");
-        Ok(Exit::Failed)
-    };
-    let say = |done: bool, path: &std::path::Path| eprintln!("{} {}", if done { "installed" } else { "unchanged" }, path.display());
-    if options.remove {
-        return match places.remove() {
-            Ok(removed) => Ok(put(&removed.iter().map(|path| format!("removed {}\n", path.display())).collect::<String>())),
-            Err(error) => failed(error),
-        };
-    }
-    let beside = || std::env::current_exe().unwrap_or_default().with_file_name(install_cni::PLUGIN);
-    match places.install_plugin(&options.plugin.clone().unwrap_or_else(beside)) {
-        Ok(done) => say(done, &places.plugin()),
-        Err(error) => return failed(error),
-    }
-    let (start, wait) = (Instant::now(), Duration::from_secs(options.wait.unwrap_or(0)));
-    while let Err(error) = client.call(&Request::Ready, &[]) {
-        if start.elapsed() >= wait {
-            eprintln!("podgate: the configuration is not installed, since no pod could be attached now; --wait=SECONDS waits for the node");
-            return Err(error);
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    match places.install_configuration(client.socket()) {
-        Ok(done) => say(done, &places.configuration()),
-        Err(error) => return failed(error),
-    }
-    for path in places.before_ours() {
-        eprintln!("podgate: runtimes take {} before this one: move it away, or choose an earlier --conf-name", path.display());
-    }
-    Ok(Exit::Ok)
-}
-
-fn attachment(pod: &Pod) -> Attachment {
-    // The daemon has another working directory.
-    let netns = std::path::absolute(&pod.netns).unwrap_or_else(|_| pod.netns.clone());
-    Attachment { sandbox: netns.to_string_lossy().into_owned(), ifname: pod.ifname.clone(), ..Attachment::default() }
 }
 
 fn print(table: &str, value: &Value, format: Format) -> Exit {
@@ -496,14 +386,6 @@ mod tests {
         assert!(mistaken("trace --from 10.0.0.1 --to 10.0.0.2").contains("as in --to 10.0.0.2:80"));
         assert!(mistaken("trace --from 10.0.0.1 --to [fd00::1]:80").contains("different families"));
         assert!(mistaken("trace --from 10.0.0.1 --to 10.0.0.2:8 --protocol icmp").contains("no ports"));
-    }
-
-    #[test]
-    fn interface_names_are_checked_as_the_kernel_does() {
-        for name in ["", "averyverylongname0", "a/b", "a b", "a:b", ".", ".."] {
-            assert!(interface_name(name).is_err(), "{name:?}");
-        }
-        assert_eq!(interface_name("eth0").as_deref(), Ok("eth0"));
     }
 
     #[test]
