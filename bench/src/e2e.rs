@@ -7,10 +7,10 @@
 mod plot;
 mod reflector;
 mod report;
-mod stream;
+pub(crate) mod stream;
 mod subject;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -110,7 +110,7 @@ fn run(options: &Options, sandbox: &Sandbox) -> anyhow::Result<()> {
     let places: Vec<Place> = [Place::SameNode, Place::BetweenNodes].into_iter().filter(|p| chosen.iter().any(|w| w.place == *p)).collect();
 
     progress("building what carries the packets: Podgate's nodes, and its peers");
-    let bed = Bed::build(sandbox, &binary(options)?, options.workers, &subjects, &places)?;
+    let bed = Bed::build(sandbox, &binary(options.podgate.as_deref())?, options.workers, &subjects, &places)?;
     let mut report = Report::new(rounds, duration);
     for workload in chosen {
         let subjects: Vec<Subject> = subjects.iter().copied().filter(|subject| subject.carries(workload.place)).collect();
@@ -149,8 +149,9 @@ fn picked(asked: &[String], name: &str) -> bool {
     asked.is_empty() || asked.iter().any(|asked| asked == name)
 }
 
-fn binary(options: &Options) -> anyhow::Result<PathBuf> {
-    if let Some(path) = &options.podgate {
+/// The program under test: the one named, or that beside this program.
+pub(crate) fn binary(named: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(path) = named {
         return path.canonicalize().with_context(|| format!("there is no program {}", path.display()));
     }
     let beside = std::env::current_exe().context("cannot find this program")?.with_file_name("podgate");

@@ -5,4 +5,6 @@
 
 pub mod cpu_time;
 pub mod e2e;
+pub mod limits;
+pub mod limits;
 pub mod world;

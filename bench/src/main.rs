@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use podgate_bench::e2e::{self, Options};
+use podgate_bench::{e2e, limits};
 
 #[derive(Debug, Parser)]
 #[command(name = "podgate-bench", version, about = "Podgate's figures, beside what else could carry the packets")]
@@ -15,10 +15,14 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Real traffic through real devices in namespaces made for it, each subject in turn (needs root, or user namespaces)
-    E2e(Options),
+    E2e(e2e::Options),
+    /// Whether pods' bandwidth limits hold, TCP and UDP, both directions (needs root, or user namespaces)
+    Limits(limits::Options),
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::E2e(options) } = Cli::parse();
-    e2e::main(&options)
+    match Cli::parse().command {
+        Command::E2e(options) => e2e::main(&options),
+        Command::Limits(options) => limits::main(&options),
+    }
 }

@@ -244,10 +244,15 @@ impl Lab {
 
     /// Makes a pod's namespace and attaches it to the node of this index (from 0) with `podgate attach`.
     pub fn attach(&self, node: usize, name: &str) -> Result<Arc<Pod>, LabError> {
+        self.attach_with(node, name, &[])
+    }
+
+    /// The same with further arguments of `podgate attach`.
+    pub fn attach_with(&self, node: usize, name: &str, further: &[&str]) -> Result<Arc<Pod>, LabError> {
         let (netns, path) = fresh_netns(&self.directory.join("netns"), name)?;
         let host = &self.nodes[node];
         let (path_text, full_name) = (path.display().to_string(), format!("{}/{name}", manifest::NAMESPACE));
-        let arguments = ["attach", "--netns", &path_text, "--name", &full_name];
+        let arguments = [&["attach", "--netns", &path_text, "--name", &full_name], further].concat();
         // It prints the CNI result, which is JSON.
         let result = host.podgate(&arguments)?;
         let parsed = serde_json::from_str(&result).map_err(|error| error.to_string()).and_then(|value| addresses_of(&value));
