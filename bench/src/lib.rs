@@ -6,5 +6,4 @@
 pub mod cpu_time;
 pub mod e2e;
 pub mod limits;
-pub mod limits;
 pub mod world;
