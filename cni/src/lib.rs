@@ -11,6 +11,20 @@
 //! println!("{status}");
 //! # Ok::<(), podgate_cni::CallError>(())
 //! ```
+//!
+//! The crate's program, `podgate-cni`, is the CNI plugin. A container runtime runs it; by hand it is asked like this:
+//!
+//! ```text
+//! # echo '{"cniVersion": "1.1.0", "name": "podgate", "type": "podgate-cni"}' |
+//! > CNI_COMMAND=ADD CNI_CONTAINERID=c1 CNI_NETNS=/run/netns/c1 CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin podgate-cni
+//! {"cniVersion":"1.1.0","dns":{},"interfaces":[{"name":"veth0a1b2c3d"},{"name":"eth0","sandbox":"/run/netns/c1"}],"ips":[…],"routes":[…]}
+//! ```
+//!
+//! It is linked statically, so that it runs on any node whatever its C library:
+//!
+//! ```text
+//! $ cargo rustc --profile cni -p podgate-cni --bin podgate-cni -- -C target-feature=+crt-static
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod protocol;

@@ -81,25 +81,47 @@ impl Attached {
     /// As a result of `version`, which is one of [`VERSIONS`]. What a version does not know is left out; of 0.3.1 and 0.4.0 each address
     /// names its family.
     pub fn to_json(&self, version: &str, dns: &Value) -> Value {
-        let mut result = serde_json::to_value(self).expect("plain data is always JSON");
-        let latest = version == "1.1.0";
-        let each = |list: &mut Value, edit: &dyn Fn(&mut Map<String, Value>)| {
-            list.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut).for_each(edit);
-        };
-        if !latest {
-            each(&mut result["interfaces"], &|interface| drop(interface.remove("mtu")));
-            each(&mut result["routes"], &|route| route.retain(|key, _| matches!(key.as_str(), "dst" | "gw")));
+        self.to_json_after(None, version, dns)
+    }
+
+    /// The same behind the result of the plugins before this one in a chain (`prevResult`), which is passed on: interfaces, addresses and
+    /// routes follow its own, so that the addresses' indices move, and its `dns` stands if it has one.
+    pub fn to_json_after(&self, previous: Option<&Map<String, Value>>, version: &str, dns: &Value) -> Value {
+        let before = |key: &str| previous.and_then(|previous| previous.get(key)).and_then(Value::as_array).cloned().unwrap_or_default();
+        let interfaces = before("interfaces");
+        let mut ours = self.clone();
+        ours.ips.iter_mut().filter_map(|ip| ip.interface.as_mut()).for_each(|index| *index = index.saturating_add(interfaces.len()));
+        let mut result = serde_json::to_value(ours).expect("plain data is always JSON");
+        for (key, mut list) in [("interfaces", interfaces), ("ips", before("ips")), ("routes", before("routes"))] {
+            list.extend(result[key].as_array().cloned().unwrap_or_default());
+            result[key] = list.into();
         }
-        if version.starts_with("0.") {
-            each(&mut result["ips"], &|ip| {
-                let v6 = ip.get("address").and_then(Value::as_str).is_some_and(|address| address.contains(':'));
-                ip.insert("version".into(), json!(if v6 { "6" } else { "4" }));
-            });
-        }
+        conform(&mut result, version);
         result["cniVersion"] = version.into();
+        let known = |dns: &&Value| dns.as_object().is_some_and(|dns| !dns.is_empty());
+        let dns = previous.and_then(|previous| previous.get("dns")).filter(known).unwrap_or(dns);
         result["dns"] = if dns.is_object() { dns.clone() } else { json!({}) };
         result
     }
+}
+
+/// Leaves out of a result what `version` does not know, and puts in what only it asks for.
+fn conform(result: &mut Value, version: &str) {
+    let each = |list: &mut Value, edit: &dyn Fn(&mut Map<String, Value>)| {
+        list.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut).for_each(edit);
+    };
+    if version != "1.1.0" {
+        each(&mut result["interfaces"], &|interface| interface.retain(|key, _| matches!(key.as_str(), "name" | "mac" | "sandbox")));
+        each(&mut result["routes"], &|route| route.retain(|key, _| matches!(key.as_str(), "dst" | "gw")));
+    }
+    each(&mut result["ips"], &|ip| {
+        if version.starts_with("0.") {
+            let v6 = ip.get("address").and_then(Value::as_str).is_some_and(|address| address.contains(':'));
+            ip.insert("version".into(), json!(if v6 { "6" } else { "4" }));
+        } else {
+            ip.remove("version");
+        }
+    });
 }
 
 #[cfg(test)]
@@ -141,5 +163,29 @@ mod tests {
             assert_eq!(of(version)["interfaces"][0].get("mtu"), None);
         }
         assert_eq!(attached.to_json("1.0.0", &json!({"nameservers": ["10.96.0.10"]}))["dns"]["nameservers"][0], "10.96.0.10");
+    }
+
+    #[test]
+    fn a_result_behind_others_passes_them_on_and_moves_its_indices() {
+        let attached = Attached {
+            interfaces: vec![Interface { name: "veth0".into(), ..Interface::default() }, Interface { name: "net1".into(), ..Interface::default() }],
+            ips: vec![Ip { address: "10.244.1.5/32".into(), gateway: None, interface: Some(1) }],
+            routes: vec![Route { dst: "10.0.0.0/8".into(), ..Route::default() }],
+        };
+        let previous = json!({
+            "cniVersion": "0.4.0", "interfaces": [{"name": "eth0", "sandbox": "/ns", "mtu": 1400}], "dns": {"domain": "first"},
+            "ips": [{"version": "4", "address": "192.0.2.9/24", "interface": 0}], "routes": [{"dst": "0.0.0.0/0", "priority": 3}],
+        });
+        let dns = json!({"domain": "second"});
+        assert_eq!(
+            attached.to_json_after(previous.as_object(), "1.0.0", &dns),
+            json!({
+                "cniVersion": "1.0.0", "dns": {"domain": "first"},
+                "interfaces": [{"name": "eth0", "sandbox": "/ns"}, {"name": "veth0"}, {"name": "net1"}],
+                "ips": [{"address": "192.0.2.9/24", "interface": 0}, {"address": "10.244.1.5/32", "interface": 2}],
+                "routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.0.0.0/8"}],
+            })
+        );
+        assert_eq!(attached.to_json_after(json!({"dns": {}}).as_object(), "1.0.0", &dns)["dns"], dns);
     }
 }

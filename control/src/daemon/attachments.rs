@@ -163,10 +163,12 @@ impl Daemon {
             PodError::NotAttached { .. } => error(UNKNOWN_CONTAINER, e.to_string()),
             e => refusal(e),
         })?;
-        if self.inner.borrow().compiled.snapshot.pods.get(addresses.first().copied().unwrap_or([0, 0, 0, 0].into()).into()).is_none() {
-            return Err(error(FAILED, format!("{id}: the workers do not know its address yet")));
+        let inner = self.inner.borrow();
+        let own = inner.pods.find(&id).into_iter().flat_map(|pod| &pod.addresses);
+        match own.into_iter().find(|address| inner.compiled.snapshot.pods.get(Addr::from(**address)).is_none()) {
+            Some(unknown) => Err(error(FAILED, format!("{id}: the workers do not know its address {unknown} yet"))),
+            None => Ok(json!({})),
         }
-        Ok(json!({}))
     }
 
     /// CNI STATUS: whether a pod could be attached now.
