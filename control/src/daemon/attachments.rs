@@ -89,9 +89,17 @@ impl Daemon {
     pub(super) async fn assign(&self, attachment: &Attachment, given: &Given, netns: OwnedFd) -> Result<Value, Response> {
         let netns = self.pod_netns(attachment, netns)?;
         let owner = owner_of(attachment);
-        let addresses = self.given(&owner, given)?;
+        let id = id_of(attachment);
+        if let Some(pod) = self.inner.borrow().pods.find(&id)
+            && !pod.addresses.is_empty()
+            && pod.addresses == addresses_of(given)?
+        {
+            // Asked again, because the answer was lost.
+            return Ok(self.result(attachment, pod));
+        }
         let targets = targets(&given.routes)?;
-        let assigned = self.inner.borrow_mut().pods.assign(&netns, &id_of(attachment), &addresses, targets);
+        let addresses = self.given(&owner, given)?;
+        let assigned = self.inner.borrow_mut().pods.assign(&netns, &id, &addresses, targets);
         match assigned {
             Ok(attached) => {
                 self.route();
@@ -270,7 +278,7 @@ impl Daemon {
 
     /// A plugin's addresses, once it is sure that they are this node's to give.
     fn given(&self, owner: &Owner, given: &Given) -> Result<Vec<IpAddr>, Response> {
-        let addresses = given.ips.iter().map(|ip| address(&ip.address)).collect::<Result<Vec<_>, _>>()?;
+        let addresses = addresses_of(given)?;
         for v4 in [true, false] {
             if addresses.iter().filter(|ip| ip.is_ipv4() == v4).count() > 1 {
                 let message = format!("ipam {} gave more than one address of a family; a pod has one of each on an interface", given.plugin);
@@ -312,6 +320,10 @@ impl Daemon {
         };
         serde_json::to_value(attached).expect("plain data is always JSON")
     }
+}
+
+fn addresses_of(given: &Given) -> Result<Vec<IpAddr>, Response> {
+    given.ips.iter().map(|ip| address(&ip.address)).collect()
 }
 
 /// An address with its prefix's length, as CNI results have it.
