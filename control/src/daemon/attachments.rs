@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::Daemon;
 use super::answers::error;
-use crate::ipam::Owner;
-use crate::pods::{AttachSpec, Attached, Detached};
+use crate::ipam::{Holder, Owner, Wish};
+use crate::pods::{AttachSpec, Attached, Detached, Pods};
 use crate::routing;
 
 /// The largest frame that pods hand over: one send of the overlay takes 65,507 bytes, replicated headers included (design D2).
@@ -47,7 +47,7 @@ impl Daemon {
             return Err(error(11, "this node has no pod range yet; `podgate status` says what is missing".into()));
         }
         let owner = owner_of(attachment);
-        let lease = self.inner.borrow_mut().ipam.allocate(&owner).map_err(|e| error(11, e.to_string()))?;
+        let lease = self.inner.borrow_mut().ipam.allocate(&owner, &Wish::default()).map_err(|e| error(e.code(), e.to_string()))?;
         match self.plug(&id, attachment.name.as_deref().unwrap_or("-"), &attachment.ifname, lease.addresses.clone(), &netns).await {
             Ok(attached) => {
                 tracing::info!(pod = %attached.name, addresses = ?attached.addresses, veth = %attached.veth, "attached");
@@ -89,12 +89,8 @@ impl Daemon {
         // Its flows end with the publication, before its address can be given to anybody else.
         self.refresh().await;
         {
-            let ipam = &mut self.inner.borrow_mut().ipam;
-            // The caller need not know the pod's name any more.
-            let owner = ipam.leases().map(|lease| &lease.owner).find(|o| o.netns == attachment.sandbox && o.ifname == attachment.ifname).cloned();
-            if let Some(owner) = owner {
-                ipam.release(&owner).map_err(|e| error(100, e.to_string()))?;
-            }
+            // The caller need not know the pod's name any more: sandbox and interface tell whose lease it is.
+            self.inner.borrow_mut().ipam.release(&owner_of(attachment)).map_err(|e| error(100, e.to_string()))?;
         }
         let gone = match detached {
             Detached::Gone(pod) => {
@@ -128,6 +124,17 @@ impl Daemon {
 
 fn id_of(attachment: &Attachment) -> String {
     format!("{}/{}", attachment.sandbox, attachment.ifname)
+}
+
+/// What is attached, as address management sees it. The self-test's own pod has an address that is never given out.
+pub(super) fn holders(pods: &Pods) -> Vec<Holder> {
+    let owner = |pod: &Attached| {
+        let (namespace, name) = pod.name.split_once('/').unwrap_or(("", &pod.name));
+        let sandbox = pod.id.strip_suffix(&pod.ifname).and_then(|id| id.strip_suffix('/')).unwrap_or(&pod.id);
+        Owner { namespace: namespace.into(), name: name.into(), netns: sandbox.into(), ifname: pod.ifname.clone() }
+    };
+    let attached = pods.list().filter(|pod| pod.id != super::probe::ID);
+    attached.map(|pod| Holder { owner: owner(pod), addresses: pod.addresses.clone() }).collect()
 }
 
 fn owner_of(attachment: &Attachment) -> Owner {
