@@ -12,9 +12,11 @@
 //! assert_eq!((config.node.as_str(), config.overlay.port), ("node-1", 4790));
 //! ```
 //!
-//! The file's shape is in `raw`, which refuses unknown keys with their line; what must hold between keys is in `validate`. Every error
+//! The file's shape is in `raw`, which refuses unknown keys with their line; what must hold between keys is in `validate` and
+//! `addresses`. Every error
 //! names the file and the key (or both keys), what is wrong and what to do.
 
+mod addresses;
 mod raw;
 mod validate;
 
@@ -27,6 +29,8 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use podgate_core::snapshot::OutsideToPods;
 use serde::Serialize;
+
+use crate::ipam::IpamSettings;
 
 /// The configuration of one node's gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +75,8 @@ pub struct Config {
     pub flows: Flows,
     /// Where the DHCP requests of pods are relayed to, whose addresses the plugin `dhcp` gives.
     pub dhcp_servers: Vec<Ipv4Addr>,
+    /// How addresses are given out.
+    pub ipam: IpamSettings,
 }
 
 /// Where the overlay runs: what of it the configuration names.
