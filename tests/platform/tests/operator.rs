@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
+use podgate::lab::program::client;
 use podgate::lab::{Lab, LabError, Node, NodeSettings, manifest, wait_until};
 use podgate::netlink::{Family, TABLE_LOCAL, TABLE_MAIN};
 use podgate::routing::{CLUSTER_TABLE, HOST_TABLE};
 use podgate_testbed::{Bed, Need, Outcome, run};
+use serde_json::Value;
 
 fn main() -> ExitCode {
     run(|tests| {
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
         tests.add("a busy health port is named, with the key that moves it", busy_health_port);
         tests.add("an underlay address that the machine does not have is named beside those that it has", foreign_address);
         tests.add("a second gateway is refused, in the same directory and in one of its own", second_gateway);
+        tests.add("every table that scripts read has its keys, from a daemon with traffic", tables);
         tests.add("cleanup leaves the host as it was before the gateway came", cleanup);
     })
 }
@@ -163,6 +166,50 @@ fn second_gateway(bed: &Bed) -> Outcome {
     assert!(beside.status.code() == Some(1) && said.contains("stop it first"), "{said}");
     // The first one never noticed.
     Ok(node.wait_ready()?)
+}
+
+fn tables(bed: &Bed) -> Outcome {
+    let lab = bed.lab()?;
+    let (node, pod) = (lab.node(1), lab.pod("b1")?);
+    let vip = SocketAddr::new(lab.service("one-pod")?.vips.of(Family::V4), 80);
+    pod.machine().run(|| client::tcp(vip, 1000, Duration::from_secs(2)))??;
+    let status = node.query(&["status"])?;
+    for key in ["node", "ready", "generation", "workers", "source", "attachMode", "offloads", "schemaVersion"] {
+        assert!(!status[key].is_null(), "status has no {key}: {status}");
+    }
+    assert!(status["source"]["kind"] == "directory" && status["source"]["connected"] == true, "{status}");
+    assert!(status["workers"].is_u64() && status["offloads"].is_object(), "{status}");
+    for (table, keys) in [
+        ("flows", &["protocol", "client", "dialled", "backend", "state", "service", "idleSeconds"][..]),
+        ("drops", &["reason", "packets", "help"]),
+        ("services", &[]),
+        ("backends", &[]),
+        ("peers", &[]),
+        ("ipam", &[]),
+        ("workers", &[]),
+        ("routes", &[]),
+    ] {
+        let answer = node.query(&[table])?;
+        let rows = answer[table].as_array().filter(|rows| !rows.is_empty() && answer["schemaVersion"].is_u64());
+        for row in rows.ok_or_else(|| format!("no {table}: {answer}"))? {
+            assert!(keys.iter().all(|key| row.get(key).is_some()), "{table} must have {keys:?}: {row}");
+        }
+        // What a person reads has the same rows, below its heading.
+        let text = node.podgate(&[table])?;
+        assert!(text.lines().count() >= 2, "{text}");
+    }
+    let flows = node.query(&["flows"])?;
+    let dialled = flows["flows"].as_array().into_iter().flatten().find(|flow| flow["dialled"] == vip.to_string().as_str());
+    let flow = dialled.ok_or_else(|| format!("the connection to {vip} is no flow: {flows}"))?;
+    assert_eq!(flow["protocol"], "TCP", "{flow}");
+    let from = pod.machine().addresses().v4.to_string();
+    let trace = node.query(&["trace", "--from", &from, "--to", &vip.to_string()])?;
+    assert_eq!(
+        trace["verdict"],
+        trace["steps"].as_array().and_then(|steps| steps.last()).map_or(Value::Null, |step| step["detail"].clone()),
+        "{trace}"
+    );
+    Ok(())
 }
 
 fn cleanup(bed: &Bed) -> Outcome {
