@@ -35,6 +35,8 @@ use crate::ipam::IpamSettings;
 /// The configuration of one node's gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// The file that says all this, for errors that are found later.
+    pub file: PathBuf,
     /// This node's name, as in its `Node` object.
     pub node: String,
     /// Where the overlay runs.

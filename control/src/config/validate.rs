@@ -41,6 +41,7 @@ pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config
     let check = Check { file };
     let pod_cidrs = ranges(&check, "podCIDRs", raw.pod_cidrs, "10.32.0.0/12")?;
     let config = Config {
+        file: file.to_owned(),
         ipam: addresses::settings(&check, raw.ipam, &pod_cidrs)?,
         node: node(&check, raw.node, host)?,
         underlay: underlay(&check, raw.underlay)?,
@@ -290,8 +291,8 @@ fn apart_from_node(check: &Check<'_>, config: &Config, address: IpAddr) -> Resul
 impl Config {
     /// Whether `address`, one of the node's own, keeps clear of the pod and service ranges. For addresses that the file does not name:
     /// those of `underlay.interface`.
-    pub fn accepts_node_address(&self, file: &Path, address: IpAddr) -> Result<(), ConfigError> {
-        apart_from_node(&Check { file }, self, address)
+    pub fn accepts_node_address(&self, address: IpAddr) -> Result<(), ConfigError> {
+        apart_from_node(&Check { file: &self.file }, self, address)
     }
 }
 

@@ -117,7 +117,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     refuse_beside_another(&node_netlink, &config.devices.host)?;
     let machine = Machine::look(&node_netlink, &config)?;
     for address in &machine.addresses {
-        config.accepts_node_address(Path::new("podgate.yaml"), *address)?;
+        config.accepts_node_address(*address)?;
     }
     let gateway = gateway_ns::open_or_prepare(&config.runtime_dir)?;
     let gateway_netns = gateway.netns().try_clone()?;
@@ -171,8 +171,9 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         problems: BTreeSet::new(),
         warned: BTreeSet::new(),
     };
-    let (plan, reconciler) = devices.reconcile(&config, &mut inner)?;
+    // Before anything leads to it: a port that is taken must not leave the node with rules that lead nowhere.
     let dataplane = start_dataplane(&config, &inner.machine, &devices, tuns, &cpus, flow_file, &inner.compiled)?;
+    let (plan, reconciler) = devices.reconcile(&config, &mut inner)?;
     let daemon = Rc::new(Daemon {
         changed: Notify::new(),
         ready: Cell::new(false),
