@@ -74,6 +74,9 @@ impl Daemon {
     }
 
     fn ipam_check(&self, fix: bool) -> Result<Value, Response> {
+        if fix && self.leaving.get() > 0 {
+            return Err(error(11, "a pod is being detached, and its address is still its own: try again".into()));
+        }
         let inner = &mut *self.inner.borrow_mut();
         let holders = attachments::holders(&inner.pods);
         let findings = if fix { inner.ipam.fix(&holders).map_err(|e| error(e.code(), e.to_string()))? } else { inner.ipam.check(&holders) };

@@ -152,6 +152,10 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     for what in recovered {
         tracing::warn!("{what}");
     }
+    // No problem of this node's: one file may serve all of them.
+    for what in ipam.warnings() {
+        tracing::info!("{what}");
+    }
     // A predecessor may have been killed between giving out an address and attaching, or its journal been cut short since.
     for found in ipam.fix(&attachments::holders(&pods))? {
         tracing::warn!(address = %found.address, owner = %found.owner, fixed = found.fixed, "{}", found.problem);
@@ -506,7 +510,6 @@ impl Daemon {
         } else if let Err(error) = inner.ipam.set_ranges(&cidrs) {
             inner.problems.insert(format!("addresses: {error}"));
         }
-        inner.problems.extend(inner.ipam.warnings().into_iter().map(|warning| format!("addresses: {warning}")));
         inner.problems.retain(|problem| !problem.starts_with("source"));
         let errors: Vec<String> = inner.source_status.errors.iter().map(|error| format!("source: {error}")).collect();
         inner.problems.extend(errors);

@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use podgate::lab::program::pattern::Pattern;
 use podgate::lab::program::route::{Hop, path_mtu, traceroute};
 use podgate::lab::program::{PORT, bulk, client, ping, raw};
 use podgate::lab::{Lab, OUTSIDE};
@@ -17,12 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 fn main() -> ExitCode {
     run(|tests| {
         tests.add("nodes and the outside exchange TCP, UDP and ICMP over the underlay", exchange);
-        tests.add("a server waits for a client that pauses", pause);
         tests.add("a datagram with a false source arrives where nothing checks it", false_source);
         tests.add("offloads of the underlay can be switched", offloads);
         tests.add("a route's path MTU is reported to a sender that forbids fragments", path_mtu_is_reported);
         tests.add("a neighbour flood can be sent", flood);
         tests.add("a ticking connection counts its answers", ticker);
+        tests.add("a server waits for a client that pauses in the middle of a stream", pause);
+        tests.add("damage early in a long transfer is reported as damage, not as a broken connection", damage);
     })
 }
 
@@ -64,27 +66,6 @@ fn exchange(bed: &Bed) -> Outcome {
 }
 
 /// As a stream does that waits for a retransmission, which takes 200 ms at least.
-fn pause(bed: &Bed) -> Outcome {
-    let lab = machines(bed, "pause")?;
-    let to = lab.node(1).machine().addresses().server(Family::V4);
-    lab.outside().run(|| -> std::io::Result<()> {
-        let mut stream = TcpStream::connect(to)?;
-        stream.write_all(b"Ebefore and ")?;
-        // Nothing comes before the end, however long that takes.
-        stream.set_read_timeout(Some(Duration::from_millis(600)))?;
-        let early = stream.read(&mut [0; 100]);
-        assert!(early.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{early:?}");
-        stream.write_all(b"after")?;
-        stream.shutdown(Shutdown::Write)?;
-        let mut reply = String::new();
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.read_to_string(&mut reply)?;
-        assert!(reply.ends_with("\nbefore and after"), "{reply}");
-        Ok(())
-    })??;
-    Ok(())
-}
-
 fn false_source(bed: &Bed) -> Outcome {
     let lab = machines(bed, "false-source")?;
     for (family, source) in [(Family::V4, "192.0.2.77"), (Family::V6, "2001:db8::77")] {
@@ -144,5 +125,51 @@ fn ticker(bed: &Bed) -> Outcome {
     podgate::lab::wait_until(PATIENCE, || "ten ticks".into(), || Ok((ticker.answered() < 10).then(|| "fewer".into())))?;
     let report = ticker.finish();
     assert!(report.broken.is_none(), "{report:?}");
+    Ok(())
+}
+
+/// A bulk transfer of `len` bytes from `node-1` to `node-2`, up to its header.
+fn begin_bulk(lab: &Lab, len: u64, seed: u64) -> Result<TcpStream, Box<dyn std::error::Error>> {
+    let to = lab.node(2).machine().addresses().server(Family::V4);
+    let mut stream = lab.node(1).machine().run(|| TcpStream::connect_timeout(&to, PATIENCE))??;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(&[b"B", &len.to_be_bytes()[..], &seed.to_be_bytes()[..]].concat())?;
+    Ok(stream)
+}
+
+/// The server's answer, without its greeting.
+fn verdict(mut stream: TcpStream) -> Result<String, Box<dyn std::error::Error>> {
+    stream.shutdown(Shutdown::Write)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    Ok(reply.lines().nth(1).unwrap_or("nothing").to_owned())
+}
+
+fn pause(bed: &Bed) -> Outcome {
+    let lab = machines(bed, "pause")?;
+    let data = Pattern::new(7).take(100_000);
+    let mut stream = begin_bulk(&lab, data.len() as u64, 7)?;
+    let (first, second) = data.split_at(50_000);
+    stream.write_all(first)?;
+    // Longer than the shortest that TCP waits after a loss, and than the server's own timeout. A server that gives up ends the stream:
+    // that is the event which must not come.
+    stream.set_read_timeout(Some(Duration::from_millis(600)))?;
+    let early = stream.read(&mut [0; 1]).map_err(|error| error.kind());
+    assert_eq!(early, Err(ErrorKind::WouldBlock), "the server did not wait");
+    stream.write_all(second)?;
+    assert_eq!(verdict(stream)?, "ok");
+    Ok(())
+}
+
+fn damage(bed: &Bed) -> Outcome {
+    const LEN: usize = 32 << 20;
+    let lab = machines(bed, "damage")?;
+    let mut data = Pattern::new(7).take(LEN);
+    data[1_000] ^= 1;
+    data[2_000_000] ^= 1;
+    let mut stream = begin_bulk(&lab, LEN as u64, 7)?;
+    stream.write_all(&data)?;
+    assert_eq!(verdict(stream)?, "byte 1000 differs");
     Ok(())
 }

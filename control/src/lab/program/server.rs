@@ -23,11 +23,10 @@ use crate::lab::LabError;
 /// How the payload of a datagram begins that must not arrive.
 pub const SPOOF_MARK: &[u8] = b"podgate-spoof ";
 
-/// How often a server's threads look whether they are to end. It only bounds how long a shutdown takes.
+/// How often a server's threads look whether they are to end. It only bounds how long a shutdown takes: a client may be silent for as
+/// long as it likes. TCP waits as long after a loss (`TCP_RTO_MIN` in the kernel's `net/tcp.h`), and on a busy machine a client may not
+/// run for longer.
 const POLL: Duration = Duration::from_millis(200);
-
-/// How long a connection may stand still. Clients give up before, and say so.
-const STALLED: Duration = Duration::from_secs(60);
 
 /// A running server. It ends when this is dropped.
 pub struct Server {
@@ -149,43 +148,60 @@ fn serve_tcp(name: &str, listener: &TcpListener, notes: &Arc<Notes>) {
         let Ok((stream, client)) = listener.accept() else { continue };
         let (name, notes) = (name.to_owned(), Arc::clone(notes));
         // A connection that fails is the client's to report: it is the one that checks.
-        let _ = thread::Builder::new().name(format!("conn-{name}")).spawn(move || serve_connection(&name, stream, plain(client), &notes));
+        let _ = thread::Builder::new().name(format!("conn-{name}")).spawn(move || serve_connection(&name, &stream, plain(client), &notes));
     }
 }
 
-fn serve_connection(name: &str, mut stream: TcpStream, client: SocketAddr, notes: &Notes) -> io::Result<()> {
+/// A connection's reads: they wait for its client, however long that takes, unless the server is to end.
+struct Patient<'a> {
+    stream: &'a TcpStream,
+    notes: &'a Notes,
+}
+
+impl<'a> Patient<'a> {
+    fn new(stream: &'a TcpStream, notes: &'a Notes) -> io::Result<Patient<'a>> {
+        // Linux gives an accepted socket its listener's timeouts. This one is meant, for the same end.
+        stream.set_read_timeout(Some(POLL))?;
+        Ok(Patient { stream, notes })
+    }
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.stream.read(buffer) {
+                // No data within POLL (socket(7), SO_RCVTIMEO).
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) && !self.notes.stopped() => {}
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+fn serve_connection(name: &str, mut stream: &TcpStream, client: SocketAddr, notes: &Notes) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    // Linux hands the listener's timeout down to what it accepts, and a retransmission alone takes as long.
-    stream.set_read_timeout(Some(STALLED))?;
+    let mut from_client = Patient::new(stream, notes)?;
     let mut wanted = [0; 1];
-    stream.read_exact(&mut wanted)?;
+    from_client.read_exact(&mut wanted)?;
     let greeting = format!("{name} {client}\n");
     match wanted[0] {
         b'E' => {
             let mut data = Vec::new();
-            stream.read_to_end(&mut data)?;
+            from_client.read_to_end(&mut data)?;
             stream.write_all(greeting.as_bytes())?;
             stream.write_all(&data)
         }
         b'C' => {
-            stream.set_read_timeout(Some(POLL))?;
-            let (mut tick, mut have) = ([0; 8], 0);
+            let mut tick = [0; 8];
             while !notes.stopped() {
-                match stream.read(&mut tick[have..]) {
-                    Ok(0) => break,
-                    Ok(len) => have += len,
-                    Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => continue,
-                    Err(error) => return Err(error),
-                }
-                if have == tick.len() {
-                    stream.write_all(&tick)?;
-                    have = 0;
-                }
+                // Its client ends it by closing, which is an error here and nobody's fault.
+                from_client.read_exact(&mut tick)?;
+                stream.write_all(&tick)?;
             }
             Ok(())
         }
         b'B' => {
-            let verdict = receive_bulk(&mut stream)?;
+            let verdict = receive_bulk(&mut from_client)?;
             stream.write_all(greeting.as_bytes())?;
             stream.write_all(verdict.as_bytes())
         }
@@ -193,27 +209,31 @@ fn serve_connection(name: &str, mut stream: TcpStream, client: SocketAddr, notes
     }
 }
 
-fn receive_bulk(stream: &mut TcpStream) -> io::Result<String> {
+/// Receives all of it even where the first byte differs: to close with data unread is to reset (RFC 2525 §2.17), and the client would be
+/// told of a broken connection instead of damage.
+fn receive_bulk(stream: &mut impl Read) -> io::Result<String> {
     let mut header = [0; 16];
     stream.read_exact(&mut header)?;
     let (len, seed) = header.split_at(8);
     let len = u64::from_be_bytes(len.try_into().expect("eight bytes"));
     let pattern = Pattern::new(u64::from_be_bytes(seed.try_into().expect("eight bytes")));
     let mut buffer = vec![0; 256 * 1024];
-    let mut received = 0;
+    let (mut received, mut difference) = (0, None);
     while received < len {
         let room = buffer.len().min(usize::try_from(len - received).unwrap_or(usize::MAX));
         match stream.read(&mut buffer[..room])? {
-            0 => return Ok(format!("the stream ended after {received} of {len} bytes\n")),
+            0 => break,
             count => {
-                if let Some(at) = pattern.first_difference(received, &buffer[..count]) {
-                    return Ok(format!("byte {at} differs\n"));
-                }
+                difference = difference.or_else(|| pattern.first_difference(received, &buffer[..count]));
                 received += count as u64;
             }
         }
     }
-    Ok("ok\n".to_owned())
+    Ok(match difference {
+        Some(at) => format!("byte {at} differs\n"),
+        None if received < len => format!("the stream ended after {received} of {len} bytes\n"),
+        None => "ok\n".to_owned(),
+    })
 }
 
 fn serve_udp(name: &str, socket: &UdpSocket, notes: &Notes) {
