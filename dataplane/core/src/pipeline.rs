@@ -18,16 +18,20 @@ use crate::counters::Counters;
 use crate::decide::{self, Decision, Hop, Opening, Say, Source, decide};
 use crate::encap;
 use crate::fib::within;
-use crate::flow::{Cursor, Direction, Flow, FlowRef, FlowTable, Hash, InsertError, Kind, NewFlow, Now, Stage};
-use crate::fragment::{self, FragmentKey, FragmentLimits, FragmentTable, Tail};
+use crate::flow::{Cursor, Direction, Flow, FlowTable, Hash, InsertError, Kind, NewFlow, Now, Stage};
+use crate::fragment::{FragmentKey, FragmentLimits, FragmentTable, Tail};
 use crate::icmp::{self, Answer, Silence, TokenBucket};
 use crate::nat;
 use crate::offload;
 use crate::packet::{Gso, Ingress, Offload, Packet};
 use crate::parse::{Parsed, Transport, parse};
 use crate::snapshot::Snapshot;
-use crate::verdict::{Consumed, DropReason, PeerId, Verdict, WorkerId};
+use crate::verdict::{Consumed, DropReason, Verdict, WorkerId};
 use crate::wire::tcp::{ACK, SYN};
+
+mod outbox;
+
+pub use outbox::{Bind, Egress, MasqueradePort, Outbox};
 
 /// What a batch is judged by.
 #[derive(Clone, Copy)]
@@ -40,38 +44,6 @@ pub struct Env<'a> {
     pub now: Now,
     /// This worker's counters.
     pub counters: &'a Counters,
-}
-
-/// Where a packet that the pipeline made itself goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Egress {
-    /// The TUN `pods`.
-    Pods,
-    /// The TUN `host`.
-    Host,
-    /// A peer.
-    Peer(PeerId),
-}
-
-/// A UDP flow that has just been masqueraded: a socket bound to the destination of its replies brings those that come in fragments, and
-/// keeps the kernel from refusing them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MasqueradePort {
-    /// The flow; when it is over the socket may go.
-    pub flow: FlowRef,
-    /// The tuple of its replies.
-    pub reply: Tuple,
-    /// When the socket is needed.
-    pub bind: Bind,
-}
-
-/// When a masquerade port's socket is needed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bind {
-    /// Before the batch is sent: the flow begins with a datagram in fragments, so its first reply may well be one, too.
-    BeforeSending,
-    /// Soon.
-    Soon,
 }
 
 /// How many packets one batch may hold.
@@ -554,79 +526,6 @@ fn egress_of(hop: Hop) -> Egress {
         Hop::Pod { .. } => Egress::Pods,
         Hop::Node | Hop::Outside => Egress::Host,
         Hop::Peer(peer) => Egress::Peer(peer),
-    }
-}
-
-/// Packets that the pipeline made itself while it looked at a batch: answers and fragments. Whole packets with full checksums.
-#[derive(Debug)]
-pub struct Outbox {
-    bytes: Vec<u8>,
-    entries: Vec<(Egress, std::ops::Range<usize>)>,
-    ports: Vec<MasqueradePort>,
-}
-
-impl Outbox {
-    /// With room for `packets` packets of `bytes` bytes in all; never grows.
-    pub fn new(packets: usize, bytes: usize) -> Outbox {
-        Outbox { bytes: Vec::with_capacity(bytes), entries: Vec::with_capacity(packets), ports: Vec::with_capacity(packets) }
-    }
-
-    /// What is in it, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (Egress, &[u8])> {
-        self.entries.iter().map(|(egress, range)| (*egress, &self.bytes[range.clone()]))
-    }
-
-    /// UDP flows masqueraded since the last `clear`.
-    pub fn masquerade_ports(&self) -> &[MasqueradePort] {
-        &self.ports
-    }
-
-    /// Empties it.
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.entries.clear();
-        self.ports.clear();
-    }
-
-    /// Adds a packet of `len_max` bytes at most that `build` appends. What may not be said is not said, which is nobody's loss.
-    fn push(&mut self, egress: Egress, len_max: usize, build: impl FnOnce(&mut Vec<u8>) -> Result<(), Silence>) -> Result<(), DropReason> {
-        let start = self.bytes.len();
-        if self.entries.len() == self.entries.capacity() || start + len_max > self.bytes.capacity() {
-            return Err(DropReason::OutboxFull);
-        }
-        match build(&mut self.bytes) {
-            Ok(()) => {
-                debug_assert!(self.bytes.len() - start <= len_max);
-                self.entries.push((egress, start..self.bytes.len()));
-            }
-            Err(_) => self.bytes.truncate(start),
-        }
-        Ok(())
-    }
-
-    /// Adds the fragments of a packet: all or none.
-    fn push_fragments(&mut self, egress: Egress, packet: &mut Packet<'_>, parsed: &Parsed, mtu: u32, id: u32) -> Result<(), DropReason> {
-        let (bytes, entries) = (self.bytes.len(), self.entries.len());
-        let cut = fragment::cut(packet, parsed, mtu, id, |header, payload| {
-            self.push(egress, header.len() + payload.len(), |out| {
-                out.extend_from_slice(header);
-                out.extend_from_slice(payload);
-                Ok(())
-            })
-        });
-        if let Err(reason) = cut {
-            self.bytes.truncate(bytes);
-            self.entries.truncate(entries);
-            return Err(reason);
-        }
-        Ok(())
-    }
-
-    /// Notes that replies may come in fragments. Past its capacity nothing is noted: such replies go unserved, the rest do not.
-    fn masquerade_port(&mut self, port: MasqueradePort) {
-        if self.ports.len() < self.ports.capacity() {
-            self.ports.push(port);
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::packet::{Checksum, Outer};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, ServiceTable, TrafficPolicy};
 use crate::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer};
 use crate::testing::{self, addr};
+use crate::verdict::PeerId;
 
 mod hostile;
 mod life;
