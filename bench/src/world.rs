@@ -277,7 +277,7 @@ fn snapshot() -> Snapshot {
         probe_token: 0x0102_0304_0506_0708,
         workers: 1,
     };
-    let pods = (0..PODS).flat_map(|n| [Family::V4.pod(n), Family::V6.pod(n)]).map(|ip| (addr(&ip), Pod { mtu: 1464 }));
+    let pods = (0..PODS).flat_map(|n| [Family::V4.pod(n), Family::V6.pod(n)]).map(|ip| (addr(&ip), Pod::new(1464)));
     Snapshot {
         generation: Generation(1),
         node: Arc::new(node),

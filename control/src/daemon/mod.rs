@@ -298,7 +298,7 @@ fn local_node(config: &Config, machine: &Machine, pods: &Pods, path_mtus: BTreeM
         path_mtus,
         outside_mtu: machine.underlay_mtu,
         masquerade_sources: machine.primary(),
-        pods: pods.list().flat_map(|pod| pod.addresses.iter().map(|ip| (*ip, Pod { mtu: pod.mtu }))).collect(),
+        pods: pods.list().flat_map(|pod| pod.addresses.iter().map(|ip| (*ip, Pod::new(pod.mtu)))).collect(),
         probe_token: token,
         workers,
     }

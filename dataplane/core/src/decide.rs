@@ -11,7 +11,7 @@ use crate::nat;
 use crate::packet::{Ingress, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, TrafficPolicy};
-use crate::snapshot::{NodeTables, OutsideToPods, Snapshot};
+use crate::snapshot::{Masquerade, NodeTables, OutsideToPods, Snapshot};
 use crate::verdict::{DropReason, PeerId};
 use crate::wire::ip::Scope;
 
@@ -163,7 +163,7 @@ fn plain(snapshot: &Snapshot, parsed: &Parsed, sender: Sender) -> Decision {
         },
         (Sender::Node | Sender::Outside, Hop::Outside) => Decision::Refuse(DropReason::UnallocatedVip, Say::NoRoute),
         (Sender::Pod, Hop::Outside) => {
-            let Some(masquerade) = &node.masquerade else {
+            let Some(masquerade) = masquerade_of(snapshot, parsed.tuple.src) else {
                 return Decision::Plain(hop);
             };
             if !has_ports(parsed) {
@@ -225,7 +225,7 @@ fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sende
     let policy_masquerades = masquerade && sender != Sender::Node;
     let hairpin = backend.addr == src;
     let source = if hop == Hop::Outside
-        && let Some(masquerade) = &node.masquerade
+        && let Some(masquerade) = masquerade_of(snapshot, src)
     {
         match if src.is_v4() { masquerade.source_v4 } else { masquerade.source_v6 } {
             Some(source) => Source::Masquerade(source),
@@ -294,7 +294,7 @@ fn quoting(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, pars
         (_, Ok(Hop::Outside)) => Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing),
         (Sender::Outside, Ok(Hop::Peer(_))) => Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing),
         // What pods say to the outside is masqueraded or has a flow: an error about anything else is about nothing.
-        (Sender::Outside, Ok(Hop::Pod { .. })) if snapshot.node.masquerade.is_some() => {
+        (Sender::Outside, Ok(Hop::Pod { .. })) if masquerade_of(snapshot, parsed.tuple.dst).is_some() => {
             Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing)
         }
         (_, Ok(hop)) => Decision::Plain(hop),
@@ -336,6 +336,11 @@ pub fn hop(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
     } else {
         Ok(Hop::Outside)
     }
+}
+
+/// How what `src` says to the outside is masqueraded, if it is: a pod may be left out of it.
+fn masquerade_of(snapshot: &Snapshot, src: Addr) -> Option<&Masquerade> {
+    snapshot.node.masquerade.as_ref().filter(|_| snapshot.pods.get(src).is_none_or(|pod| pod.masquerade))
 }
 
 /// Where a packet of a known flow goes next. Replies to somebody outside go back the way the flow was opened, even where the opener's

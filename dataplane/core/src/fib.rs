@@ -95,10 +95,19 @@ impl<V> PrefixMap<V> {
 }
 
 /// A pod of this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// MTU of its interface, in bytes.
     pub mtu: u32,
+    /// Whether what it says to the outside is masqueraded, where the node masquerades at all.
+    pub masquerade: bool,
+}
+
+impl Pod {
+    /// A pod that is masqueraded as the node is configured.
+    pub fn new(mtu: u32) -> Pod {
+        Pod { mtu, masquerade: true }
+    }
 }
 
 /// The pods of this node, by address.

@@ -77,7 +77,12 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
         note("service", "a VIP, but no service has this port".into());
     }
     let hop = match decision {
-        Decision::Plain(hop) => Ok(hop),
+        Decision::Plain(hop) => {
+            if matches!((sender, hop), (Sender::Pod, Hop::Outside)) && snapshot.node.masquerade.is_some() {
+                note("translate", "nothing: this pod is not masqueraded".into());
+            }
+            Ok(hop)
+        }
         Decision::Known(flow) => {
             let to = flow.translated();
             note("translate", format!("{}:{} > {}:{}", to.src, to.src_port, to.dst, to.dst_port));

@@ -83,7 +83,7 @@ fn snapshot(generation: u64) -> Arc<Snapshot> {
             workers: 1,
         }),
         services: ServiceTable::default(),
-        pods: PodTable::new([(addr("10.244.1.2"), Pod { mtu: 1400 })]),
+        pods: PodTable::new([(addr("10.244.1.2"), Pod::new(1400))]),
         routes: Arc::new(PrefixMap::new([(peer_prefix, 0)])),
         // The peer is this node itself, so what is sent to it comes back over the overlay and is dropped there by name.
         peers: Arc::new([Peer {

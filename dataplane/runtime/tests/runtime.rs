@@ -130,7 +130,7 @@ impl Node {
 
     fn snapshot(&self, generation: u64, peer: Option<&Node>) -> Arc<Snapshot> {
         let cluster = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-        let pods = (0..2).flat_map(|index| [true, false].map(|v4| (self.pod(index, v4).into(), Pod { mtu: POD_MTU })));
+        let pods = (0..2).flat_map(|index| [true, false].map(|v4| (self.pod(index, v4).into(), Pod::new(POD_MTU))));
         Arc::new(Snapshot {
             generation: Generation(generation),
             node: Arc::new(NodeTables {

@@ -15,6 +15,7 @@ use crate::verdict::PeerId;
 
 mod hostile;
 mod life;
+mod masquerade;
 mod policy;
 mod random;
 mod way;
@@ -113,7 +114,7 @@ impl World {
             generation: Generation(1),
             node: Arc::new(node),
             services,
-            pods: PodTable::new(pods.map(|ip| (addr(ip), Pod { mtu: 1464 }))),
+            pods: PodTable::new(pods.map(|ip| (addr(ip), Pod::new(1464)))),
             routes: Arc::new(PrefixMap::new(peer_networks.iter().map(|network| (*network, 0)))),
             peers: [Peer {
                 name: "node-2".into(),
