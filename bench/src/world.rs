@@ -111,7 +111,8 @@ impl World {
     #[inline]
     pub fn run(&mut self, batch: &mut [Packet<'_>]) -> &[Verdict] {
         self.outbox.clear();
-        let env = Env { snapshot: &self.snapshot, flows: self.flows.table(), now: self.now, counters: &self.counters };
+        let env =
+            Env { snapshot: &self.snapshot, flows: self.flows.table(), now: self.now, now_ns: self.now.0 * 1_000_000, counters: &self.counters };
         self.pipeline.run(&env, batch, &mut self.verdicts, &mut self.outbox);
         &self.verdicts
     }

@@ -1,11 +1,13 @@
 //! What the pipeline itself has to say about a batch, and what whoever carries out the verdicts needs beside them.
 
+use super::BATCH_LEN_MAX;
 use crate::addr::Tuple;
 use crate::flow::FlowRef;
 use crate::fragment;
 use crate::icmp::Silence;
 use crate::packet::Packet;
 use crate::parse::Parsed;
+use crate::shape::Wait;
 use crate::verdict::{DropReason, PeerId};
 
 /// Where a packet that the pipeline made itself goes.
@@ -40,18 +42,27 @@ pub enum Bind {
     Soon,
 }
 
-/// Packets that the pipeline made itself while it looked at a batch: answers and fragments. Whole packets with full checksums.
+/// Packets that the pipeline made itself while it looked at a batch: answers and fragments. Whole packets with full checksums. And which
+/// packets are to leave later, for a bandwidth limit.
 #[derive(Debug)]
 pub struct Outbox {
     bytes: Vec<u8>,
     entries: Vec<(Egress, std::ops::Range<usize>)>,
     ports: Vec<MasqueradePort>,
+    packet_waits: Vec<(usize, Wait)>,
+    said_waits: Vec<(usize, Wait)>,
 }
 
 impl Outbox {
     /// With room for `packets` packets of `bytes` bytes in all; never grows.
     pub fn new(packets: usize, bytes: usize) -> Outbox {
-        Outbox { bytes: Vec::with_capacity(bytes), entries: Vec::with_capacity(packets), ports: Vec::with_capacity(packets) }
+        Outbox {
+            bytes: Vec::with_capacity(bytes),
+            entries: Vec::with_capacity(packets),
+            ports: Vec::with_capacity(packets),
+            packet_waits: Vec::with_capacity(BATCH_LEN_MAX),
+            said_waits: Vec::with_capacity(packets),
+        }
     }
 
     /// What is in it, in order.
@@ -64,11 +75,39 @@ impl Outbox {
         &self.ports
     }
 
+    /// The batch's packets that are to leave later, by their places in it, in order: their verdicts are to be carried out then.
+    pub fn packet_waits(&self) -> &[(usize, Wait)] {
+        &self.packet_waits
+    }
+
+    /// Those of [`Outbox::iter`] that are to leave later, by their places, in order.
+    pub fn said_waits(&self) -> &[(usize, Wait)] {
+        &self.said_waits
+    }
+
     /// Empties it.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.entries.clear();
         self.ports.clear();
+        self.packet_waits.clear();
+        self.said_waits.clear();
+    }
+
+    /// How many packets are in it.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The batch's packet `at` waits.
+    pub(super) fn wait_packet(&mut self, at: usize, wait: Wait) {
+        debug_assert!(at < BATCH_LEN_MAX);
+        self.packet_waits.push((at, wait));
+    }
+
+    /// All that was added from place `first` on waits.
+    pub(super) fn wait_said(&mut self, first: usize, wait: Wait) {
+        self.said_waits.extend((first..self.entries.len()).map(|at| (at, wait)));
     }
 
     /// Adds a packet of `len_max` bytes at most that `build` appends. What may not be said is not said, which is nobody's loss.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use podgate_core::counters::Counters;
 use podgate_core::fib::{Pod, PodTable, PrefixMap};
 use podgate_core::service::ServiceTable;
+use podgate_core::shape::Limits;
 use podgate_core::snapshot::{Generation, NodeTables, OutsideToPods, Peer, Snapshot};
 use podgate_core::verdict::DropReason;
 use podgate_runtime::flow_file::FlowFile;
@@ -52,6 +53,8 @@ pub struct Node {
     pub netns: Netns,
     pub gateway: Netns,
     pub pods: [Netns; 2],
+    /// The pods' limits.
+    pub limits: [Option<Arc<Limits>>; 2],
     flows: PathBuf,
 }
 
@@ -59,7 +62,7 @@ impl Node {
     pub fn new(number: u8, wire: Wire) -> Result<Node, Box<dyn std::error::Error>> {
         let flows = std::env::temp_dir().join(format!("podgate-test-{}-{:?}-{number}.flows", std::process::id(), thread::current().id()));
         let pods = [Netns::anonymous()?, Netns::anonymous()?];
-        Ok(Node { number, wire, workers: 2, netns: Netns::anonymous()?, gateway: Netns::anonymous()?, pods, flows })
+        Ok(Node { number, wire, workers: 2, netns: Netns::anonymous()?, gateway: Netns::anonymous()?, pods, limits: [None, None], flows })
     }
 
     pub fn underlay(&self) -> IpAddr {
@@ -130,7 +133,8 @@ impl Node {
 
     pub fn snapshot(&self, generation: u64, peer: Option<&Node>) -> Arc<Snapshot> {
         let cluster = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-        let pods = (0..2).flat_map(|index| [true, false].map(|v4| (self.pod(index, v4).into(), Pod::new(POD_MTU))));
+        let entry = |index: usize| Pod { limits: self.limits[index].clone(), ..Pod::new(POD_MTU) };
+        let pods = (0..2).flat_map(|index| [true, false].map(|v4| (self.pod(index, v4).into(), entry(index))));
         Arc::new(Snapshot {
             generation: Generation(generation),
             node: Arc::new(NodeTables {
