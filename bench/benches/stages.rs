@@ -49,9 +49,10 @@ fn admission(c: &mut Criterion<CpuTime>) {
     for family in [Family::V4, Family::V6] {
         let remote = family.with_port(&family.pod_of_peer(0, 3), 5000);
         let (local, to) = endpoints(family);
-        for (name, src, ingress, sender) in
-            [("a pod's", &local, Ingress::Pods, Sender::Pod), ("a peer's", &remote, from_peer(), Sender::Peer(podgate_core::verdict::PeerId(0)))]
-        {
+        for (name, src, ingress, sender) in [
+            ("a pod's", &local, Ingress::Pods, Sender::Pod { limited: false }),
+            ("a peer's", &remote, from_peer(), Sender::Peer(podgate_core::verdict::PeerId(0))),
+        ] {
             let mut bytes = packet(family, protocol::UDP, src, &to, 64, 0);
             let mut packet = testing::packet(&mut bytes, ingress);
             let parsed = parse(&packet).expect("a good packet");

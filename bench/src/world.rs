@@ -111,7 +111,8 @@ impl World {
     #[inline]
     pub fn run(&mut self, batch: &mut [Packet<'_>]) -> &[Verdict] {
         self.outbox.clear();
-        let env = Env { snapshot: &self.snapshot, flows: self.flows.table(), now: self.now, counters: &self.counters };
+        let env =
+            Env { snapshot: &self.snapshot, flows: self.flows.table(), now: self.now, now_ns: self.now.0 * 1_000_000, counters: &self.counters };
         self.pipeline.run(&env, batch, &mut self.verdicts, &mut self.outbox);
         &self.verdicts
     }
@@ -277,7 +278,7 @@ fn snapshot() -> Snapshot {
         probe_token: 0x0102_0304_0506_0708,
         workers: 1,
     };
-    let pods = (0..PODS).flat_map(|n| [Family::V4.pod(n), Family::V6.pod(n)]).map(|ip| (addr(&ip), Pod { mtu: 1464 }));
+    let pods = (0..PODS).flat_map(|n| [Family::V4.pod(n), Family::V6.pod(n)]).map(|ip| (addr(&ip), Pod::new(1464)));
     Snapshot {
         generation: Generation(1),
         node: Arc::new(node),

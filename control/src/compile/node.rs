@@ -245,7 +245,7 @@ pub(super) fn nodes(state: &ClusterState, local: &LocalNode) -> Nodes {
 }
 
 pub(super) fn pod_table(local: &LocalNode) -> PodTable {
-    PodTable::new(local.pods.iter().map(|(ip, pod)| (Addr::from(*ip), *pod)))
+    PodTable::new(local.pods.iter().map(|(ip, pod)| (Addr::from(*ip), pod.clone())))
 }
 
 fn own_pod_cidrs(own: Option<&Node>, settings: &Settings, warnings: &mut Vec<Warning>) -> Vec<IpNetwork> {

@@ -41,7 +41,7 @@ fn local() -> LocalNode {
         path_mtus: Default::default(),
         outside_mtu: 1500,
         masquerade_sources: vec!["192.0.2.1".parse().unwrap()],
-        pods: vec![("10.244.1.10".parse().unwrap(), Pod { mtu: 1444 })],
+        pods: vec![("10.244.1.10".parse().unwrap(), Pod::new(1444))],
         host_ports: Vec::new(),
         probe_token: 7,
         workers: 2,
@@ -431,7 +431,7 @@ fn an_endpoints_change_rebuilds_that_endpoint_set_alone() {
 fn a_change_of_the_pods_touches_the_pod_table_alone() {
     let before = fresh([n1(), n2()]);
     let mut moved = local();
-    moved.pods.push(("10.244.1.11".parse().unwrap(), Pod { mtu: 1444 }));
+    moved.pods.push(("10.244.1.11".parse().unwrap(), Pod::new(1444)));
     let after = compile(&before, &before.state, &Arc::new(moved));
     assert!(after.snapshot.pods.get("10.244.1.11".parse::<std::net::IpAddr>().unwrap().into()).is_some());
     assert!(Arc::ptr_eq(&before.snapshot.routes, &after.snapshot.routes) && Arc::ptr_eq(&before.snapshot.node, &after.snapshot.node));
@@ -483,7 +483,7 @@ fn operators_see_why_an_endpoint_is_or_is_not_used() {
 /// What two snapshots must agree on: everything but generation and pointers.
 fn contents(compiled: &Compiled) -> (Map<FrontendKey, Frontend>, String) {
     let s = &compiled.snapshot;
-    let mut pods: Vec<_> = s.pods.iter().map(|(a, p)| (a, *p)).collect();
+    let mut pods: Vec<_> = s.pods.iter().map(|(a, p)| (a, p.clone())).collect();
     pods.sort_by_key(|(a, _)| *a);
     let rest =
         format!("{:?} {:?} {:?} {:?} {pods:?} {:?} {:?}", s.node, s.routes, s.peers, s.peer_by_underlay, compiled.warnings, compiled.contested);
@@ -555,7 +555,7 @@ proptest! {
                     };
                     state.remove(&crate::model::ObjectKey { kind: kind.into(), name });
                 }
-                Step::Pods(last) => node.pods = last.into_iter().map(|l| (std::net::Ipv4Addr::new(10, 244, 1, l).into(), Pod { mtu: 1444 })).collect(),
+                Step::Pods(last) => node.pods = last.into_iter().map(|l| (std::net::Ipv4Addr::new(10, 244, 1, l).into(), Pod::new(1444))).collect(),
             }
             let (state, node) = (Arc::new(state.clone()), Arc::new(node.clone()));
             let next = compile(&compiled, &state, &node);

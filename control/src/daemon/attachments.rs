@@ -234,6 +234,7 @@ impl Daemon {
         }
         let options = PodOptions { masquerade: request.masquerade, port_mappings: request.port_mappings.clone(), bandwidth: request.bandwidth };
         super::host_ports::refuse(&options.port_mappings, &inner)?;
+        super::limits::refuse(options.bandwidth.as_ref())?;
         Ok(AttachSpec {
             id,
             name: request.attachment.name.clone().unwrap_or_else(|| "-".into()),

@@ -8,6 +8,7 @@ mod answers;
 mod attachments;
 mod flows;
 mod host_ports;
+mod limits;
 mod machine;
 mod probe;
 mod upkeep;
@@ -35,7 +36,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::api;
-use crate::compile::{Compiled, LocalNode, Settings, compile, pod_mtu};
+use crate::compile::{Compiled, HostPort, LocalNode, Settings, compile, pod_mtu};
 use crate::config::{Attach, Config};
 use crate::gateway_ns;
 use crate::health::{self, Health};
@@ -44,9 +45,10 @@ use crate::ipam::{Ipam, SystemClock};
 use crate::model::ClusterState;
 use crate::netlink::Netlink;
 use crate::pods::{Attached, Pods};
-use crate::routing::{self, HostPort, Reconciler, RoutingPlan, Side};
+use crate::routing::{self, Reconciler, RoutingPlan, Side};
 use crate::selftest::Check;
 use crate::source::{self, SourceStatus};
+use limits::PodLimits;
 use machine::Machine;
 
 /// How long workers may take to take note of a new generation before it is said that they are stuck.
@@ -134,7 +136,9 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     let devices = Devices { node_netns, node_netlink, gateway_netns, gateway_netlink };
     let tuns = devices.open(&config, cpus.len() as u16)?;
     let token = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
-    let local = Arc::new(local_node(&config, &machine, &pods, BTreeMap::new(), token, cpus.len() as u16));
+    let mut pod_limits = PodLimits::default();
+    let tables = pod_limits.tables(&pods);
+    let local = Arc::new(local_node(&config, &machine, (tables, host_ports::of(&pods)), BTreeMap::new(), token, cpus.len() as u16));
     let cluster = source.state.borrow_and_update().clone();
     let compiled = compile(&Compiled::empty(&local), &cluster, &local);
     let (flow_file, opened) = FlowFile::open(config.runtime_dir.join("flows"), config.flows.capacity as usize)?;
@@ -167,6 +171,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         cluster,
         compiled,
         pods,
+        pod_limits,
         ipam,
         host_state,
         narrow_paths: BTreeMap::new(),
@@ -303,7 +308,14 @@ fn start_dataplane(
     })?)
 }
 
-fn local_node(config: &Config, machine: &Machine, pods: &Pods, path_mtus: BTreeMap<IpAddr, u32>, token: u64, workers: u16) -> LocalNode {
+fn local_node(
+    config: &Config,
+    machine: &Machine,
+    (pods, host_ports): (Vec<(IpAddr, Pod)>, Vec<HostPort>),
+    path_mtus: BTreeMap<IpAddr, u32>,
+    token: u64,
+    workers: u16,
+) -> LocalNode {
     LocalNode {
         name: config.node.as_str().into(),
         settings: Settings::from(config),
@@ -313,8 +325,8 @@ fn local_node(config: &Config, machine: &Machine, pods: &Pods, path_mtus: BTreeM
         path_mtus,
         outside_mtu: machine.underlay_mtu,
         masquerade_sources: machine.primary(),
-        pods: pods.list().flat_map(|pod| pod.addresses.iter().map(|ip| (*ip, Pod { mtu: pod.mtu }))).collect(),
-        host_ports: host_ports::of(pods),
+        pods,
+        host_ports,
         probe_token: token,
         workers,
     }
@@ -346,6 +358,7 @@ struct Inner {
     cluster: Arc<ClusterState>,
     compiled: Compiled,
     pods: Pods,
+    pod_limits: PodLimits,
     ipam: Ipam,
     host_state: HostState,
     /// Paths found to be narrower than the underlay, and when.
@@ -378,7 +391,8 @@ impl Daemon {
             self.look_at_machine(&mut inner);
             let inner = &mut *inner;
             let path_mtus = inner.path_mtus();
-            inner.local = Arc::new(local_node(&self.config, &inner.machine, &inner.pods, path_mtus, self.token, self.cpus.len() as u16));
+            let pods = (inner.pod_limits.tables(&inner.pods), host_ports::of(&inner.pods));
+            inner.local = Arc::new(local_node(&self.config, &inner.machine, pods, path_mtus, self.token, self.cpus.len() as u16));
             let before = inner.compiled.snapshot.generation;
             inner.compiled = compile(&inner.compiled, &inner.cluster, &inner.local);
             before
@@ -567,9 +581,9 @@ fn routing_plan(config: &Config, inner: &Inner) -> RoutingPlan {
         .collect();
     // Host ports, and load balancers' addresses and external IPs that are this node's own: the service has its ports, the node all the others.
     let on_the_node = inner.compiled.snapshot.services.iter().filter(|(key, frontend)| frontend.face != Face::NodePort && node.owns(key.addr));
-    let host_port = |key: &FrontendKey| HostPort { address: key.addr.ip(), protocol: key.protocol, port: key.port };
+    let host_port = |key: &FrontendKey| routing::HostPort { address: key.addr.ip(), protocol: key.protocol, port: key.port };
     let with_ports = |key: &FrontendKey| matches!(key.protocol, protocol::TCP | protocol::UDP);
-    let host_ports: Vec<HostPort> = on_the_node.filter(|(key, _)| with_ports(key)).map(|(key, _)| host_port(key)).collect();
+    let host_ports: Vec<routing::HostPort> = on_the_node.filter(|(key, _)| with_ports(key)).map(|(key, _)| host_port(key)).collect();
     node_addresses.extend(host_ports.iter().map(|port| port.address));
     RoutingPlan {
         pods_device: config.devices.pods.clone(),

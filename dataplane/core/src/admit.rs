@@ -17,7 +17,10 @@ use crate::wire::ip::{self, Scope};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
     /// A pod of this node.
-    Pod,
+    Pod {
+        /// Whether what it sends is limited.
+        limited: bool,
+    },
     /// The node itself, by one of its own addresses. (From a wire it could be forged on IPv6: the node's own firewall is to stop that.)
     Node,
     /// Somebody outside the cluster, or a node that is reached past the overlay.
@@ -30,7 +33,7 @@ impl Sender {
     /// Where the flow table notes that the opener sits.
     pub fn opener(self) -> Opener {
         match self {
-            Sender::Pod => Opener::Pod,
+            Sender::Pod { .. } => Opener::Pod,
             Sender::Node | Sender::Outside => Opener::Host,
             Sender::Peer(_) => Opener::Peer,
         }
@@ -53,10 +56,8 @@ pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> R
     }
     match packet.ingress {
         Ingress::Pods => {
-            if snapshot.pods.get(src).is_none() {
-                return Err(DropReason::SpoofedByPod);
-            }
-            Ok(Sender::Pod)
+            let pod = snapshot.pods.get(src).ok_or(DropReason::SpoofedByPod)?;
+            Ok(Sender::Pod { limited: pod.limits.is_some() })
         }
         Ingress::Host | Ingress::Socket => {
             if snapshot.node.owns(src) {

@@ -5,13 +5,13 @@ use std::ops::RangeInclusive;
 
 use crate::addr::{Addr, Tuple, protocol};
 use crate::admit::Sender;
-use crate::fib::within;
+use crate::fib::{Pod, within};
 use crate::flow::{Direction, Flow, FlowTable, Hash, Kind, Opener};
 use crate::nat;
 use crate::packet::{Ingress, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, TrafficPolicy};
-use crate::snapshot::{NodeTables, OutsideToPods, Snapshot};
+use crate::snapshot::{Masquerade, NodeTables, OutsideToPods, Snapshot};
 use crate::verdict::{DropReason, PeerId};
 use crate::wire::ip::Scope;
 
@@ -54,6 +54,8 @@ pub enum Hop {
     Pod {
         /// In bytes.
         mtu: u32,
+        /// Whether what it receives is limited.
+        limited: bool,
     },
     /// The node itself, through the TUN `host`.
     Node,
@@ -142,13 +144,13 @@ fn plain(snapshot: &Snapshot, parsed: &Parsed, sender: Sender) -> Decision {
         Ok(hop) => hop,
         Err(reason) => return Decision::Refuse(reason, Say::NoRoute),
     };
-    if matches!(sender, Sender::Pod | Sender::Peer(_)) && speaks_overlay(snapshot, parsed.tuple.protocol, (dst, parsed.tuple.dst_port)) {
+    if matches!(sender, Sender::Pod { .. } | Sender::Peer(_)) && speaks_overlay(snapshot, parsed.tuple.protocol, (dst, parsed.tuple.dst_port)) {
         return Decision::Refuse(DropReason::OverlayForged, Say::Nothing);
     }
     let open = |kind, source| Decision::Open(Opening { kind, opener: sender.opener(), service: 0, to: (dst, parsed.tuple.dst_port), source, hop });
     match (sender, hop) {
         (Sender::Peer(_), Hop::Peer(_) | Hop::Outside) => Decision::Refuse(DropReason::OverlayForeignDestination, Say::Nothing),
-        (Sender::Pod | Sender::Node | Sender::Peer(_), Hop::Pod { .. } | Hop::Node | Hop::Peer(_)) | (Sender::Outside, Hop::Node) => {
+        (Sender::Pod { .. } | Sender::Node | Sender::Peer(_), Hop::Pod { .. } | Hop::Node | Hop::Peer(_)) | (Sender::Outside, Hop::Node) => {
             Decision::Plain(hop)
         }
         (Sender::Outside, Hop::Pod { .. } | Hop::Peer(_)) if node.outside_to_pods == OutsideToPods::Drop => {
@@ -162,8 +164,8 @@ fn plain(snapshot: &Snapshot, parsed: &Parsed, sender: Sender) -> Decision {
             None => Decision::Refuse(DropReason::NoRouteFamily, Say::NoRoute),
         },
         (Sender::Node | Sender::Outside, Hop::Outside) => Decision::Refuse(DropReason::UnallocatedVip, Say::NoRoute),
-        (Sender::Pod, Hop::Outside) => {
-            let Some(masquerade) = &node.masquerade else {
+        (Sender::Pod { .. }, Hop::Outside) => {
+            let Some(masquerade) = masquerade_of(snapshot, parsed.tuple.src) else {
                 return Decision::Plain(hop);
             };
             if !has_ports(parsed) {
@@ -226,7 +228,7 @@ fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sende
     let policy_masquerades = masquerade && sender != Sender::Node;
     let hairpin = backend.addr == src;
     let source = if hop == Hop::Outside
-        && let Some(masquerade) = &node.masquerade
+        && let Some(masquerade) = masquerade_of(snapshot, src)
     {
         match if src.is_v4() { masquerade.source_v4 } else { masquerade.source_v6 } {
             Some(source) => Source::Masquerade(source),
@@ -248,7 +250,7 @@ fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sende
 fn returns_here(node: &NodeTables, src: Addr, sender: Sender, hop: Hop, backend: &Backend) -> bool {
     match (sender, hop) {
         // Replies to a pod of this node come here from wherever they are sent.
-        (Sender::Pod, _) => true,
+        (Sender::Pod { .. }, _) => true,
         // A pod's replies to anybody but a pod elsewhere leave by its own node's gateway; a pod of another node by that one's.
         (Sender::Node | Sender::Outside | Sender::Peer(_), Hop::Pod { .. }) => true,
         // To this node's own address every pod replies through the overlay, a process on another node past it.
@@ -295,7 +297,7 @@ fn quoting(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, pars
         (_, Ok(Hop::Outside)) => Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing),
         (Sender::Outside, Ok(Hop::Peer(_))) => Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing),
         // What pods say to the outside is masqueraded or has a flow: an error about anything else is about nothing.
-        (Sender::Outside, Ok(Hop::Pod { .. })) if snapshot.node.masquerade.is_some() => {
+        (Sender::Outside, Ok(Hop::Pod { .. })) if masquerade_of(snapshot, parsed.tuple.dst).is_some() => {
             Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing)
         }
         (_, Ok(hop)) => Decision::Plain(hop),
@@ -311,7 +313,7 @@ fn is_plausible(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sende
     src == parsed.tuple.dst
         && match sender {
             // Only what is sent to a pod comes to it.
-            Sender::Pod => dst == parsed.tuple.src,
+            Sender::Pod { .. } => dst == parsed.tuple.src,
             // A peer's gateway speaks for what is behind it.
             Sender::Peer(peer) => snapshot.peers[peer.0 as usize].prefixes.lookup(dst).is_some(),
             // A router on the way may have any name.
@@ -323,7 +325,7 @@ fn is_plausible(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sende
 pub fn hop(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
     let node = &*snapshot.node;
     if let Some(pod) = snapshot.pods.get(dst) {
-        Ok(Hop::Pod { mtu: pod.mtu })
+        Ok(hop_to_pod(pod))
     } else if node.owns(dst) {
         Ok(Hop::Node)
     } else if let Some(peer) = snapshot.routes.lookup(dst) {
@@ -339,6 +341,17 @@ pub fn hop(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
     }
 }
 
+/// The hop to a pod of this node.
+#[inline]
+fn hop_to_pod(pod: &Pod) -> Hop {
+    Hop::Pod { mtu: pod.mtu, limited: pod.limits.is_some() }
+}
+
+/// How what `src` says to the outside is masqueraded, if it is: a pod may be left out of it.
+fn masquerade_of(snapshot: &Snapshot, src: Addr) -> Option<&Masquerade> {
+    snapshot.node.masquerade.as_ref().filter(|_| snapshot.pods.get(src).is_none_or(|pod| pod.masquerade))
+}
+
 /// Where a packet of a known flow goes next. Replies to somebody outside go back the way the flow was opened, even where the opener's
 /// address is a peer's: a node that came past the overlay is answered past it.
 pub fn hop_of_flow(snapshot: &Snapshot, flow: &Flow) -> Result<Hop, DropReason> {
@@ -352,7 +365,7 @@ pub fn hop_of_flow(snapshot: &Snapshot, flow: &Flow) -> Result<Hop, DropReason> 
 /// The way back to who sent a packet.
 fn way_back(snapshot: &Snapshot, src: Addr, sender: Sender) -> Hop {
     match sender {
-        Sender::Pod => Hop::Pod { mtu: snapshot.pods.get(src).map_or(0, |pod| pod.mtu) },
+        Sender::Pod { .. } => snapshot.pods.get(src).map_or(Hop::Pod { mtu: 0, limited: false }, hop_to_pod),
         Sender::Node => Hop::Node,
         Sender::Outside => Hop::Outside,
         Sender::Peer(peer) => Hop::Peer(peer),

@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 
 use crate::addr::Addr;
 use crate::fold::FoldMap;
+use crate::shape::Limits;
 
 /// A map from prefixes to values with longest-prefix match, flattened to sorted disjoint ranges: a lookup is one binary search.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,11 +96,36 @@ impl<V> PrefixMap<V> {
 }
 
 /// A pod of this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Pod {
     /// MTU of its interface, in bytes.
     pub mtu: u32,
+    /// Whether what it says to the outside is masqueraded, where the node masquerades at all.
+    pub masquerade: bool,
+    /// What it may receive and send, if that is limited.
+    pub limits: Option<Arc<Limits>>,
 }
+
+impl Pod {
+    /// A pod that is masqueraded as the node is configured, and not limited.
+    pub fn new(mtu: u32) -> Pod {
+        Pod { mtu, masquerade: true, limits: None }
+    }
+}
+
+impl PartialEq for Pod {
+    /// Limits are equal if they are the same ones: others with the same rates have a state of their own.
+    fn eq(&self, other: &Pod) -> bool {
+        let same_limits = match (&self.limits, &other.limits) {
+            (None, None) => true,
+            (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
+            _ => false,
+        };
+        (self.mtu, self.masquerade) == (other.mtu, other.masquerade) && same_limits
+    }
+}
+
+impl Eq for Pod {}
 
 /// The pods of this node, by address.
 #[derive(Clone, Debug, Default)]

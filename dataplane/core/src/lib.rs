@@ -40,6 +40,7 @@ pub mod decide;
 pub mod flow;
 pub mod service;
 pub mod fib;
+pub mod shape;
 mod fold;
 pub mod nat;
 pub mod icmp;

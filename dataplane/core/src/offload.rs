@@ -52,6 +52,13 @@ pub fn wire_packets(packet: &Packet<'_>, parsed: &Parsed) -> u32 {
     }
 }
 
+/// How many bytes `packet` is on a wire, in all its packets together: a superframe's headers as often as it has segments.
+#[inline]
+pub fn wire_bytes(packet: &Packet<'_>, parsed: &Parsed) -> u32 {
+    let header_len = segmented(packet, parsed).map_or(0, |(header_len, _)| header_len);
+    parsed.len + (wire_packets(packet, parsed) - 1) * header_len
+}
+
 /// A superframe's header length and payload bytes per segment.
 #[inline]
 fn segmented(packet: &Packet<'_>, parsed: &Parsed) -> Option<(u32, u32)> {

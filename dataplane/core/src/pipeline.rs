@@ -7,27 +7,33 @@
 //! 3. fragments: a tail follows what its head decided ([`crate::fragment`]).
 //! 4. `decide`: known flow, new flow, plain or refused, by flow table, services and FIB ([`crate::decide`]).
 //! 5. `open`: a new flow takes its place in the table, and its SNAT port with it ([`crate::flow`]).
-//! 6. `send`: TTL and MTU of the way ahead, answered in the sender's terms; then translation in place ([`crate::nat`]).
+//! 6. `departure`, where a pod has a bandwidth limit: refused, at once or later ([`crate::shape`])?
+//! 7. `send`: TTL and MTU of the way ahead, answered in the sender's terms; then translation in place ([`crate::nat`]).
 //!
-//! The worker acts on the verdict. What the gateway says itself (ICMP errors, resets) and what it cut (fragments) is in the [`Outbox`]; an echo
-//! request to a VIP is turned round in place and leaves as any packet does.
+//! The worker acts on the verdict; on that of a packet that waits, when it is due. What the gateway says itself (ICMP errors, resets) and
+//! what it cut (fragments) is in the [`Outbox`]; an echo request to a VIP is turned round in place and leaves as any packet does.
 
-use crate::addr::{Tuple, protocol};
+use crate::addr::{Addr, Tuple, protocol};
 use crate::admit::{self, Sender};
 use crate::counters::Counters;
 use crate::decide::{self, Decision, Hop, Opening, Say, Source, decide};
 use crate::encap;
 use crate::fib::within;
-use crate::flow::{Cursor, Direction, Flow, FlowRef, FlowTable, Hash, InsertError, Kind, NewFlow, Now, Stage};
-use crate::fragment::{self, FragmentKey, FragmentLimits, FragmentTable, Tail};
+use crate::flow::{Cursor, Direction, Flow, FlowTable, Hash, InsertError, Kind, NewFlow, Now, Stage};
+use crate::fragment::{FragmentKey, FragmentLimits, FragmentTable, Tail};
 use crate::icmp::{self, Answer, Silence, TokenBucket};
 use crate::nat;
 use crate::offload;
 use crate::packet::{Gso, Ingress, Offload, Packet};
 use crate::parse::{Parsed, Transport, parse};
+use crate::shape::{self, Exceeded, Limits, Wait};
 use crate::snapshot::Snapshot;
-use crate::verdict::{Consumed, DropReason, PeerId, Verdict, WorkerId};
+use crate::verdict::{Consumed, DropReason, Verdict, WorkerId};
 use crate::wire::tcp::{ACK, SYN};
+
+mod outbox;
+
+pub use outbox::{Bind, Egress, MasqueradePort, Outbox};
 
 /// What a batch is judged by.
 #[derive(Clone, Copy)]
@@ -38,40 +44,10 @@ pub struct Env<'a> {
     pub flows: FlowTable<'a>,
     /// The time, read once for the batch.
     pub now: Now,
+    /// The same moment in nanoseconds, for bandwidth limits.
+    pub now_ns: u64,
     /// This worker's counters.
     pub counters: &'a Counters,
-}
-
-/// Where a packet that the pipeline made itself goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Egress {
-    /// The TUN `pods`.
-    Pods,
-    /// The TUN `host`.
-    Host,
-    /// A peer.
-    Peer(PeerId),
-}
-
-/// A UDP flow that has just been masqueraded: a socket bound to the destination of its replies brings those that come in fragments, and
-/// keeps the kernel from refusing them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MasqueradePort {
-    /// The flow; when it is over the socket may go.
-    pub flow: FlowRef,
-    /// The tuple of its replies.
-    pub reply: Tuple,
-    /// When the socket is needed.
-    pub bind: Bind,
-}
-
-/// When a masquerade port's socket is needed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bind {
-    /// Before the batch is sent: the flow begins with a datagram in fragments, so its first reply may well be one, too.
-    BeforeSending,
-    /// Soon.
-    Soon,
 }
 
 /// How many packets one batch may hold.
@@ -81,6 +57,8 @@ pub const BATCH_LEN_MAX: usize = 256;
 #[derive(Debug)]
 pub struct Pipeline {
     worker: WorkerId,
+    /// The place in its batch of the packet that is being judged.
+    at: usize,
     parsed: Vec<Result<(Parsed, Hash), DropReason>>,
     fragments: FragmentTable<Result<Onward, DropReason>>,
     free_records: Cursor,
@@ -146,6 +124,7 @@ impl Pipeline {
     pub fn new(worker: WorkerId, seed: u64) -> Pipeline {
         Pipeline {
             worker,
+            at: 0,
             parsed: Vec::with_capacity(BATCH_LEN_MAX),
             fragments: FragmentTable::new(FragmentLimits::default(), seed),
             free_records: Cursor::default(),
@@ -174,6 +153,7 @@ impl Pipeline {
             env.flows.warm_record(*hash);
         }
         for (at, packet) in batch.iter_mut().enumerate() {
+            self.at = at;
             let verdict = match self.parsed[at] {
                 Ok((parsed, hash)) => self.judge(env, packet, &parsed, hash, outbox).unwrap_or_else(|reason| {
                     env.counters.dropped(reason, offload::wire_packets(packet, &parsed).into());
@@ -197,7 +177,7 @@ impl Pipeline {
         env.counters.flows_expired.add(swept.expired as u64);
     }
 
-    /// Stages 2 to 6 for one packet. `hash` is that of its tuple.
+    /// Stages 2 to 7 for one packet. `hash` is that of its tuple.
     fn judge(&mut self, env: &Env<'_>, packet: &mut Packet<'_>, parsed: &Parsed, hash: Hash, outbox: &mut Outbox) -> Result<Verdict, DropReason> {
         trim(packet, parsed);
         if let Some(number) = admit::probe(env.snapshot, packet, parsed) {
@@ -207,8 +187,13 @@ impl Pipeline {
         let sender = admit::admit(env.snapshot, packet, parsed)?;
         let Some(fragment) = parsed.fragment else {
             return match self.resolve(env, packet, parsed, hash, sender, outbox)? {
-                Step::Onward(onward) => self.send(env, packet, parsed, sender, &onward, outbox),
-                Step::Done(verdict) => Ok(verdict),
+                Step::Onward(onward) => self.leave(env, packet, parsed, sender, &onward, outbox),
+                Step::Done(verdict) => {
+                    if let Some(wait) = departure(env, packet, parsed, sender, None)? {
+                        outbox.wait_packet(self.at, wait);
+                    }
+                    Ok(verdict)
+                }
             };
         };
         let key = FragmentKey::of(parsed, &fragment);
@@ -218,7 +203,7 @@ impl Pipeline {
         }
         if parsed.transport_kind == Transport::Tail {
             return match self.fragments.tail(key, &fragment, env.now, packet.head, packet.ingress) {
-                Tail::Follow(onward) => self.send(env, packet, parsed, sender, &onward?, outbox),
+                Tail::Follow(onward) => self.leave(env, packet, parsed, sender, &onward?, outbox),
                 Tail::Held => Ok(Verdict::Consumed(Consumed::Held)),
                 Tail::Drop(reason) => Err(reason),
             };
@@ -231,7 +216,7 @@ impl Pipeline {
         };
         self.fragments.head(key, &fragment, env.now, onward)?;
         self.send_held(env, key, sender, onward, outbox);
-        self.send(env, packet, parsed, sender, &onward?, outbox)
+        self.leave(env, packet, parsed, sender, &onward?, outbox)
     }
 
     /// Stages 4 and 5: what the packet leaves as, and where to.
@@ -244,6 +229,10 @@ impl Pipeline {
         sender: Sender,
         outbox: &mut Outbox,
     ) -> Result<Step, DropReason> {
+        // What stage 6 would refuse opens no flow first; and the tails of a refused head follow it.
+        if egress_limits(env, parsed, sender).and_then(|limits| limits.egress.as_ref()).is_some_and(|egress| egress.is_full(env.now_ns)) {
+            return Err(DropReason::BandwidthExceeded);
+        }
         let onward = match decide(env.snapshot, &env.flows, packet, parsed, hash, sender) {
             Decision::Plain(hop) => match self.claimed(env, parsed).then(|| env.snapshot.node.gateway_for(parsed.tuple.dst)).flatten() {
                 None => Onward { to: parsed.tuple, hop, change: Change::Tuple },
@@ -392,7 +381,29 @@ impl Pipeline {
         if over { Err(DropReason::SnatPortsExhausted) } else { Ok(()) }
     }
 
-    /// Stage 6: checks the way ahead while the packet is still as its sender knows it, then translates it in place.
+    /// Stages 6 and 7. What stage 7 refuses has been counted against the limit: it was sent.
+    fn leave(
+        &mut self,
+        env: &Env<'_>,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        sender: Sender,
+        onward: &Onward,
+        outbox: &mut Outbox,
+    ) -> Result<Verdict, DropReason> {
+        let Some(wait) = departure(env, packet, parsed, sender, Some(onward))? else {
+            return self.send(env, packet, parsed, sender, onward, outbox);
+        };
+        let said = outbox.len();
+        let verdict = self.send(env, packet, parsed, sender, onward, outbox)?;
+        match verdict {
+            Verdict::Consumed(_) => outbox.wait_said(said, wait),
+            _ => outbox.wait_packet(self.at, wait),
+        }
+        Ok(verdict)
+    }
+
+    /// Stage 7: checks the way ahead while the packet is still as its sender knows it, then translates it in place.
     fn send(
         &mut self,
         env: &Env<'_>,
@@ -460,13 +471,19 @@ impl Pipeline {
                 let onward = onward?;
                 let mut packet = Packet { head: &mut scratch, tail_len: 0, offload: Offload::default(), ingress: held.ingress };
                 let parsed = parse(&packet)?;
+                let wait = departure(env, &packet, &parsed, sender, Some(&onward))?;
+                let said = outbox.len();
                 match self.send(env, &mut packet, &parsed, sender, &onward, outbox)? {
-                    Verdict::Consumed(_) => Ok(()),
+                    Verdict::Consumed(_) => {}
                     _ => outbox.push(egress_of(onward.hop), packet.head.len(), |out| {
                         out.extend_from_slice(packet.head);
                         Ok(())
-                    }),
+                    })?,
                 }
+                if let Some(wait) = wait {
+                    outbox.wait_said(said, wait);
+                }
+                Ok(())
             });
             if let Err(reason) = sent {
                 env.counters.dropped(reason, 1);
@@ -510,6 +527,35 @@ impl Pipeline {
     }
 }
 
+/// Stage 6: when a packet may leave by the limits of its sender and, unless the gateway itself takes it, of its receiver. `None`: at once.
+#[inline]
+fn departure(env: &Env<'_>, packet: &Packet<'_>, parsed: &Parsed, sender: Sender, onward: Option<&Onward>) -> Result<Option<Wait>, DropReason> {
+    let egress = egress_limits(env, parsed, sender);
+    let ingress = match onward {
+        Some(Onward { hop: Hop::Pod { limited: true, .. }, to, .. }) => limits_of(env, to.dst),
+        _ => None,
+    };
+    if egress.is_none() && ingress.is_none() {
+        return Ok(None);
+    }
+    let limiters = [egress.and_then(|limits| limits.egress.as_ref()), ingress.and_then(|limits| limits.ingress.as_ref())];
+    shape::depart(limiters, offload::wire_bytes(packet, parsed), env.now_ns).map_err(|Exceeded| DropReason::BandwidthExceeded)
+}
+
+/// The limits of the pod that sent a packet, if they are to be looked at.
+#[inline]
+fn egress_limits<'a>(env: &Env<'a>, parsed: &Parsed, sender: Sender) -> Option<&'a Limits> {
+    match sender {
+        Sender::Pod { limited: true } => limits_of(env, parsed.tuple.src),
+        _ => None,
+    }
+}
+
+#[cold]
+fn limits_of<'a>(env: &Env<'a>, pod: Addr) -> Option<&'a Limits> {
+    env.snapshot.pods.get(pod)?.limits.as_deref()
+}
+
 /// Cuts off what lies behind the packet's own length (padding of a link).
 fn trim(packet: &mut Packet<'_>, parsed: &Parsed) {
     let len = parsed.len as usize;
@@ -527,7 +573,7 @@ fn may_be_cut(packet: &Packet<'_>, parsed: &Parsed) -> bool {
 /// The largest packet that the way to `hop` takes, in bytes.
 fn mtu_of(snapshot: &Snapshot, hop: Hop) -> u32 {
     match hop {
-        Hop::Pod { mtu } => mtu,
+        Hop::Pod { mtu, .. } => mtu,
         Hop::Peer(peer) => snapshot.peers[peer.0 as usize].mtu,
         Hop::Outside => snapshot.node.outside_mtu,
         Hop::Node => u32::MAX,
@@ -554,79 +600,6 @@ fn egress_of(hop: Hop) -> Egress {
         Hop::Pod { .. } => Egress::Pods,
         Hop::Node | Hop::Outside => Egress::Host,
         Hop::Peer(peer) => Egress::Peer(peer),
-    }
-}
-
-/// Packets that the pipeline made itself while it looked at a batch: answers and fragments. Whole packets with full checksums.
-#[derive(Debug)]
-pub struct Outbox {
-    bytes: Vec<u8>,
-    entries: Vec<(Egress, std::ops::Range<usize>)>,
-    ports: Vec<MasqueradePort>,
-}
-
-impl Outbox {
-    /// With room for `packets` packets of `bytes` bytes in all; never grows.
-    pub fn new(packets: usize, bytes: usize) -> Outbox {
-        Outbox { bytes: Vec::with_capacity(bytes), entries: Vec::with_capacity(packets), ports: Vec::with_capacity(packets) }
-    }
-
-    /// What is in it, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (Egress, &[u8])> {
-        self.entries.iter().map(|(egress, range)| (*egress, &self.bytes[range.clone()]))
-    }
-
-    /// UDP flows masqueraded since the last `clear`.
-    pub fn masquerade_ports(&self) -> &[MasqueradePort] {
-        &self.ports
-    }
-
-    /// Empties it.
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.entries.clear();
-        self.ports.clear();
-    }
-
-    /// Adds a packet of `len_max` bytes at most that `build` appends. What may not be said is not said, which is nobody's loss.
-    fn push(&mut self, egress: Egress, len_max: usize, build: impl FnOnce(&mut Vec<u8>) -> Result<(), Silence>) -> Result<(), DropReason> {
-        let start = self.bytes.len();
-        if self.entries.len() == self.entries.capacity() || start + len_max > self.bytes.capacity() {
-            return Err(DropReason::OutboxFull);
-        }
-        match build(&mut self.bytes) {
-            Ok(()) => {
-                debug_assert!(self.bytes.len() - start <= len_max);
-                self.entries.push((egress, start..self.bytes.len()));
-            }
-            Err(_) => self.bytes.truncate(start),
-        }
-        Ok(())
-    }
-
-    /// Adds the fragments of a packet: all or none.
-    fn push_fragments(&mut self, egress: Egress, packet: &mut Packet<'_>, parsed: &Parsed, mtu: u32, id: u32) -> Result<(), DropReason> {
-        let (bytes, entries) = (self.bytes.len(), self.entries.len());
-        let cut = fragment::cut(packet, parsed, mtu, id, |header, payload| {
-            self.push(egress, header.len() + payload.len(), |out| {
-                out.extend_from_slice(header);
-                out.extend_from_slice(payload);
-                Ok(())
-            })
-        });
-        if let Err(reason) = cut {
-            self.bytes.truncate(bytes);
-            self.entries.truncate(entries);
-            return Err(reason);
-        }
-        Ok(())
-    }
-
-    /// Notes that replies may come in fragments. Past its capacity nothing is noted: such replies go unserved, the rest do not.
-    fn masquerade_port(&mut self, port: MasqueradePort) {
-        if self.ports.len() < self.ports.capacity() {
-            self.ports.push(port);
-        }
     }
 }
 

@@ -7,13 +7,14 @@ use crate::flow::{Direction, FlowTable};
 use crate::packet::{Ingress, Offload, Outer, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::service::FrontendKey;
+use crate::shape::{Limiter, Limits};
 use crate::snapshot::Snapshot;
 use crate::verdict::DropReason;
 
 /// One stage of a packet's way and what happens there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// `ingress`, `admit`, `flow`, `service`, `translate`, `next hop` or `verdict`.
+    /// `ingress`, `admit`, `flow`, `service`, `translate`, `limit`, `next hop` or `verdict`.
     pub stage: &'static str,
     /// For people.
     pub detail: String,
@@ -46,7 +47,7 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
     note(
         "admit",
         match sender {
-            Sender::Pod => "the source is a pod of this node".into(),
+            Sender::Pod { .. } => "the source is a pod of this node".into(),
             Sender::Node => "the source is this node itself".into(),
             Sender::Outside => "the source is outside the cluster".into(),
             Sender::Peer(peer) => format!("the source belongs to peer {}", snapshot.peers[peer.0 as usize].name),
@@ -76,10 +77,18 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
     } else if snapshot.is_vip(tuple.dst) && !snapshot.node.is_gateway(tuple.dst) {
         note("service", "a VIP, but no service has this port".into());
     }
+    // Where its packets go once they are translated.
+    let mut dst = tuple.dst;
     let hop = match decision {
-        Decision::Plain(hop) => Ok(hop),
+        Decision::Plain(hop) => {
+            if matches!((sender, hop), (Sender::Pod { .. }, Hop::Outside)) && snapshot.node.masquerade.is_some() {
+                note("translate", "nothing: this pod is not masqueraded".into());
+            }
+            Ok(hop)
+        }
         Decision::Known(flow) => {
             let to = flow.translated();
+            dst = to.dst;
             note("translate", format!("{}:{} > {}:{}", to.src, to.src_port, to.dst, to.dst_port));
             decide::hop_of_flow(snapshot, &flow)
         }
@@ -90,6 +99,7 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
                 Source::Masquerade(addr) => format!("the source becomes the node's address {addr} with a masquerade port"),
             };
             note("translate", format!("to {}:{}; {source}", opening.to.0, opening.to.1));
+            dst = opening.to.0;
             Ok(opening.hop)
         }
         Decision::Netstack => {
@@ -111,10 +121,19 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
             return steps;
         }
     };
+    let limits = |pod| snapshot.pods.get(pod).and_then(|pod| pod.limits.as_deref());
+    let egress = if let Sender::Pod { .. } = sender { limits(tuple.src).and_then(|limits: &Limits| limits.egress.as_ref()) } else { None };
+    if let Some(limiter) = egress {
+        note("limit", format!("what {} sends: {}", tuple.src, describe_limit(limiter)));
+    }
+    let ingress = if let Ok(Hop::Pod { .. }) = hop { limits(dst).and_then(|limits| limits.ingress.as_ref()) } else { None };
+    if let Some(limiter) = ingress {
+        note("limit", format!("what {dst} receives: {}", describe_limit(limiter)));
+    }
     match hop {
         Ok(hop) => {
             let (way, verdict) = match hop {
-                Hop::Pod { mtu } => (format!("a pod of this node, MTU {mtu}"), "written to the TUN of the pods"),
+                Hop::Pod { mtu, .. } => (format!("a pod of this node, MTU {mtu}"), "written to the TUN of the pods"),
                 Hop::Node => ("this node itself".into(), "written to the TUN of the host"),
                 Hop::Outside => (format!("outside, by the node's own routing, MTU {}", snapshot.node.outside_mtu), "written to the TUN of the host"),
                 Hop::Peer(peer) => {
@@ -132,6 +151,22 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
 
 fn drop_text(reason: DropReason) -> String {
     format!("dropped as {}: {}", reason.name(), reason.help().trim_end_matches('.'))
+}
+
+fn describe_limit(limiter: &Limiter) -> String {
+    let rate = limiter.rate();
+    let (rate, burst) = (bits(rate.bits_per_second.get()), bits(rate.burst()));
+    format!("{rate}/s, bursts of {burst}; more waits for {} ms at most", limiter.horizon_ns() / 1_000_000)
+}
+
+/// A number of bits in the largest unit that divides it.
+fn bits(bits: u64) -> String {
+    match bits {
+        bits if bits % 1_000_000_000 == 0 => format!("{} Gbit", bits / 1_000_000_000),
+        bits if bits % 1_000_000 == 0 => format!("{} Mbit", bits / 1_000_000),
+        bits if bits % 1_000 == 0 => format!("{} kbit", bits / 1_000),
+        bits => format!("{bits} bit"),
+    }
 }
 
 /// The side on which the owner of the source sends.

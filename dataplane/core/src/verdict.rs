@@ -105,6 +105,8 @@ drop_reasons! {
     IcmpUnsupported = "icmp_unsupported", "An ICMP message that cannot be translated was sent to a VIP or a masqueraded address.";
     ProtocolUnsupported = "protocol_unsupported", "The protocol has no ports to translate, and the destination needs translation.";
     RateLimited = "rate_limited", "An answer (ICMP error or reset) was not sent because its rate is limited.";
+    BandwidthExceeded = "bandwidth_exceeded", "A pod sends or receives more than its bandwidth limit allows, for longer than packets may wait (100 ms; more below 1.2 Mbit/s).";
+    BandwidthQueueFull = "bandwidth_queue_full", "The bounded memory for packets that wait for a pod's bandwidth limit is full, or that pod has its share of it.";
     OutboxFull = "outbox_full", "More answers or fragments in one batch than the outbox holds.";
     HandOffFull = "hand_off_full", "The queue to the worker that looks after this fragment is full.";
     NetstackFull = "netstack_full", "The queue to the gateway's own network stack is full.";

@@ -34,6 +34,12 @@ impl Instant {
         self.ns.saturating_sub(earlier.ns)
     }
 
+    /// Nanoseconds since boot.
+    #[inline]
+    pub fn ns(self) -> u64 {
+        self.ns
+    }
+
     /// Milliseconds since boot.
     #[inline]
     pub fn ms(self) -> u64 {

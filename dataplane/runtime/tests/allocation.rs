@@ -4,6 +4,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::UdpSocket;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use podgate_core::fib::{Pod, PodTable, PrefixMap};
 use podgate_core::service::ServiceTable;
+use podgate_core::shape::{Limits, Rate};
 use podgate_core::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer, Snapshot};
+use podgate_core::verdict::DropReason;
 use podgate_runtime::flow_file::FlowFile;
 use podgate_runtime::netns::Netns;
 use podgate_runtime::runtime::{Options, Runtime};
@@ -58,7 +61,7 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn snapshot(generation: u64) -> Arc<Snapshot> {
+fn snapshot(generation: u64, limits: Option<&Arc<Limits>>) -> Arc<Snapshot> {
     let addr = |text: &str| text.parse::<std::net::IpAddr>().unwrap().into();
     let peer_prefix: ipnetwork::IpNetwork = "10.244.2.0/24".parse().unwrap();
     Arc::new(Snapshot {
@@ -83,7 +86,7 @@ fn snapshot(generation: u64) -> Arc<Snapshot> {
             workers: 1,
         }),
         services: ServiceTable::default(),
-        pods: PodTable::new([(addr("10.244.1.2"), Pod { mtu: 1400 })]),
+        pods: PodTable::new([(addr("10.244.1.2"), Pod { limits: limits.cloned(), ..Pod::new(1400) })]),
         routes: Arc::new(PrefixMap::new([(peer_prefix, 0)])),
         // The peer is this node itself, so what is sent to it comes back over the overlay and is dropped there by name.
         peers: Arc::new([Peer {
@@ -124,7 +127,7 @@ fn a_worker_that_has_started_does_not_allocate() {
         underlay: vec!["127.0.0.1".parse().unwrap()],
         overlay_port: 4790,
         flows,
-        snapshot: snapshot(1),
+        snapshot: snapshot(1, None),
         status_page: Arc::new(|| String::from("page")),
     };
     let runtime = node.run(|| Runtime::start(options)).unwrap().unwrap();
@@ -135,6 +138,14 @@ fn a_worker_that_has_started_does_not_allocate() {
         let deadline = Instant::now() + Duration::from_secs(20);
         while seen() < frames {
             assert!(Instant::now() < deadline, "{} of {frames} frames", seen());
+            std::thread::yield_now();
+        }
+    };
+    let exceeded = || runtime.counters()[0].drops(DropReason::BandwidthExceeded);
+    let until = |what: &str, done: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !done() {
+            assert!(Instant::now() < deadline, "waited in vain: {what}");
             std::thread::yield_now();
         }
     };
@@ -157,10 +168,26 @@ fn a_worker_that_has_started_does_not_allocate() {
     let before = seen();
     send(400);
     for generation in 2..200 {
-        runtime.publish(snapshot(generation));
+        runtime.publish(snapshot(generation, None));
         send(1);
     }
     wait(before + 400);
+    // The same with packets that wait, and some that may not: what leaves is 5 Mbit/s.
+    let rate = Rate { bits_per_second: NonZeroU64::new(5_000_000).expect("not zero"), burst_bits: 0 };
+    let limits = Arc::new(Limits::new(Some(rate), Some(rate)));
+    let sent = || runtime.counters()[0].host_tx.frames.value();
+    for generation in 200..300 {
+        runtime.publish(snapshot(generation, Some(&limits)));
+        let before = sent();
+        send(1);
+        until("something has left", &|| sent() > before || exceeded() > 0);
+    }
+    until("some is too much", &|| {
+        send(1);
+        exceeded() > 0
+    });
+    let before = sent();
+    until("and what waited leaves", &|| sent() > before);
     let latency = runtime.latency();
     ARMED.store(false, Ordering::Relaxed);
     assert!(!latency.packet_ns.is_empty());

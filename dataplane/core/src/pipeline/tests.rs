@@ -11,9 +11,12 @@ use crate::packet::{Checksum, Outer};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, ServiceTable, TrafficPolicy};
 use crate::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer};
 use crate::testing::{self, addr};
+use crate::verdict::PeerId;
 
 mod hostile;
 mod life;
+mod limits;
+mod masquerade;
 mod policy;
 mod random;
 mod way;
@@ -112,7 +115,7 @@ impl World {
             generation: Generation(1),
             node: Arc::new(node),
             services,
-            pods: PodTable::new(pods.map(|ip| (addr(ip), Pod { mtu: 1464 }))),
+            pods: PodTable::new(pods.map(|ip| (addr(ip), Pod::new(1464)))),
             routes: Arc::new(PrefixMap::new(peer_networks.iter().map(|network| (*network, 0)))),
             peers: [Peer {
                 name: "node-2".into(),
@@ -138,7 +141,8 @@ impl World {
     fn send(&mut self, ingress: Ingress, mut bytes: Vec<u8>) -> (Verdict, Vec<u8>) {
         let mut verdicts = Vec::with_capacity(1);
         self.outbox.clear();
-        let env = Env { snapshot: &self.snapshot, flows: self.flows.table(), now: self.now, counters: &self.counters };
+        let env =
+            Env { snapshot: &self.snapshot, flows: self.flows.table(), now: self.now, now_ns: self.now.0 * 1_000_000, counters: &self.counters };
         let mut batch = [testing::packet(&mut bytes, ingress)];
         self.pipeline.run(&env, &mut batch, &mut verdicts, &mut self.outbox);
         if let Verdict::ToPods | Verdict::ToHost | Verdict::ToPeer(_) = verdicts[0] {
@@ -557,7 +561,8 @@ fn a_superframe_is_translated_once_and_a_partial_checksum_stays_partial() {
     let mut packet = testing::packet(&mut bytes, Ingress::Pods);
     packet.offload = Offload { checksum: Checksum::Partial, gso: Gso::Tcp { size: 1400, ecn: false } };
     let mut verdicts = Vec::new();
-    let env = Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, counters: &world.counters };
+    let env =
+        Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, now_ns: world.now.0 * 1_000_000, counters: &world.counters };
     world.pipeline.run(&env, &mut [packet], &mut verdicts, &mut world.outbox);
     assert_eq!(verdicts, [Verdict::ToPods]);
     testing::verify(&testing::complete(&bytes));
@@ -571,7 +576,8 @@ fn a_superframe_that_is_dropped_counts_its_segments() {
     let mut packet = testing::packet(&mut bytes, Ingress::Pods);
     packet.offload = Offload { checksum: Checksum::Partial, gso: Gso::Tcp { size: 1400, ecn: false } };
     let mut verdicts = Vec::new();
-    let env = Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, counters: &world.counters };
+    let env =
+        Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, now_ns: world.now.0 * 1_000_000, counters: &world.counters };
     world.pipeline.run(&env, &mut [packet], &mut verdicts, &mut world.outbox);
     assert_eq!(verdicts, [Verdict::Drop(DropReason::UnallocatedVip)]);
     assert_eq!(world.counters.drops(DropReason::UnallocatedVip), 29);

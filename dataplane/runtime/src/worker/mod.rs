@@ -9,6 +9,7 @@
 pub(crate) mod batch;
 pub mod features;
 pub(crate) mod handoff;
+mod held;
 pub mod latency;
 pub(crate) mod rx;
 pub(crate) mod shared;
@@ -27,12 +28,15 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use podgate_core::addr::Addr;
 use podgate_core::counters::Counters;
+use podgate_core::packet::{Ingress, Offload};
 use podgate_core::pipeline::{Egress, Env, Outbox, Pipeline};
-use podgate_core::verdict::{Verdict, WorkerId};
+use podgate_core::shape::GRAIN_NS;
+use podgate_core::verdict::{DropReason, Verdict, WorkerId};
 
 use self::batch::{BATCH_LEN_MAX, Buffers, Lent, Slot};
 use self::features::Offers;
 use self::handoff::Parcel;
+use self::held::Held;
 use self::latency::Latency;
 use self::rx::{Progress, Rx, TAILS_MAX};
 use self::shared::Shared;
@@ -171,7 +175,7 @@ impl<'a> Worker<'a> {
         let mut ticks = 0u32;
         loop {
             let busy = ready.contains(&true);
-            let timeout = if busy { Duration::ZERO } else { TICK };
+            let timeout = if busy { Duration::ZERO } else { self.judge.until_due().map_or(TICK, |due| due.min(TICK)) };
             if let Err(error) = self.poll.poll(&mut events, Some(timeout))
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -211,6 +215,7 @@ impl<'a> Worker<'a> {
             }
             let now = Instant::read();
             seat.round_ms.store(now.ms(), Ordering::Relaxed);
+            self.judge.release(now);
             if now.ns_since(last_tick) >= TICK.as_nanos() as u64 {
                 last_tick = now;
                 self.judge.tick(now);
@@ -237,6 +242,8 @@ pub(crate) struct Judge<'a> {
     pub(crate) slots: Vec<Slot>,
     /// Payload of merged frames that lies away from their heads.
     pub(crate) tails: Vec<std::ops::Range<usize>>,
+    /// What is written later.
+    held: Held,
     tx: Tx<'a>,
     latency: Box<Latency>,
 }
@@ -253,6 +260,7 @@ impl<'a> Judge<'a> {
             lent: Lent::new(BATCH_LEN_MAX),
             slots: Vec::with_capacity(BATCH_LEN_MAX),
             tails: Vec::with_capacity(TAILS_MAX),
+            held: Held::new(),
             tx: Tx::new(shared, usize::from(id.0)),
             latency: Box::default(),
         }
@@ -263,25 +271,76 @@ impl<'a> Judge<'a> {
         if self.slots.is_empty() {
             return;
         }
+        // What is due goes before the batch: none of a pod's packets overtakes another that waits for the same limit.
+        self.release(started);
         let snapshot = self.session.refresh();
-        let env = Env { snapshot, flows: self.shared.flows.table(), now: started.now(), counters: self.counters };
+        let env = Env { snapshot, flows: self.shared.flows.table(), now: started.now(), now_ns: started.ns(), counters: self.counters };
         let (pipeline, verdicts, outbox) = (&mut self.pipeline, &mut self.verdicts, &mut self.outbox);
         let before = Instant::read();
         self.lent.with(&mut self.slots, buffers, |packets| pipeline.run(&env, packets, verdicts, outbox));
         let judged = Instant::read();
         request_masqueraded(self.shared, self.outbox.masquerade_ports());
-        for (slot, verdict) in self.slots.iter().zip(&self.verdicts) {
-            self.tx.carry_out(*verdict, slot, &self.tails, buffers, snapshot);
+        let mut waits = self.outbox.packet_waits().iter().peekable();
+        for (at, (slot, verdict)) in self.slots.iter().zip(&self.verdicts).enumerate() {
+            match waits.next_if(|(packet, _)| *packet == at) {
+                None => self.tx.carry_out(*verdict, slot, &self.tails, buffers, snapshot),
+                Some((_, wait)) => {
+                    let bytes = buffers.buffer(slot.buffer);
+                    let pieces = std::iter::once(&slot.head).chain(&self.tails[slot.tails.clone()]).map(|piece| &bytes[piece.clone()]);
+                    if !self.held.put(*wait, (*verdict, snapshot.generation), (slot.offload, slot.ingress), pieces) {
+                        self.counters.dropped(DropReason::BandwidthQueueFull, slot.packets(bytes));
+                    }
+                }
+            }
         }
         self.tx.flush(buffers);
-        for (egress, packet) in self.outbox.iter() {
-            self.tx.own(egress, packet, snapshot);
+        let mut waits = self.outbox.said_waits().iter().peekable();
+        for (at, (egress, packet)) in self.outbox.iter().enumerate() {
+            match waits.next_if(|(said, _)| *said == at) {
+                None => self.tx.own(egress, packet, snapshot),
+                Some((_, wait)) => {
+                    let verdict = (verdict_of(egress), snapshot.generation);
+                    if !self.held.put(*wait, verdict, (Offload::default(), Ingress::Host), std::iter::once(packet)) {
+                        self.counters.dropped(DropReason::BandwidthQueueFull, 1);
+                    }
+                }
+            }
         }
         self.outbox.clear();
         self.counters.batches.add(1);
         self.latency.record(self.slots.len(), judged.ns_since(before), Instant::read().ns_since(started));
         self.slots.clear();
         self.tails.clear();
+    }
+
+    /// Carries out the verdicts of the packets that have waited until `now`, or will have in a moment.
+    #[inline]
+    fn release(&mut self, now: Instant) {
+        let by_ns = now.ns().saturating_add(GRAIN_NS);
+        if self.held.due_ns().is_some_and(|due_ns| due_ns <= by_ns) {
+            self.release_due(by_ns);
+        }
+    }
+
+    #[cold]
+    fn release_due(&mut self, by_ns: u64) {
+        let snapshot = self.session.refresh();
+        while let Some((frame, slot)) = self.held.take(by_ns) {
+            let bytes = self.held.memory().buffer(slot.buffer);
+            let verdict = frame.verdict_by(snapshot, &bytes[slot.head.clone()]);
+            if let Verdict::Drop(reason) = verdict {
+                self.counters.dropped(reason, slot.packets(bytes));
+            }
+            self.tx.carry_out(verdict, &slot, &[], self.held.memory(), snapshot);
+        }
+        self.tx.flush(self.held.memory());
+        self.held.free();
+    }
+
+    /// How long until there is something to release; `None` if nothing waits.
+    fn until_due(&self) -> Option<Duration> {
+        let due_ns = self.held.due_ns()?;
+        Some(Duration::from_nanos(due_ns.saturating_sub(GRAIN_NS).saturating_sub(Instant::read().ns())))
     }
 
     /// Routes a packet that the gateway's own stack made.
@@ -310,8 +369,16 @@ impl<'a> Judge<'a> {
 
     fn tick(&mut self, now: Instant) {
         let snapshot = self.session.refresh();
-        let env = Env { snapshot, flows: self.shared.flows.table(), now: now.now(), counters: self.counters };
+        let env = Env { snapshot, flows: self.shared.flows.table(), now: now.now(), now_ns: now.ns(), counters: self.counters };
         self.pipeline.tick(&env);
+    }
+}
+
+fn verdict_of(egress: Egress) -> Verdict {
+    match egress {
+        Egress::Pods => Verdict::ToPods,
+        Egress::Host => Verdict::ToHost,
+        Egress::Peer(peer) => Verdict::ToPeer(peer),
     }
 }
 

@@ -130,8 +130,8 @@ fn the_overlays_port_is_closed_to_pods_wherever_it_is() {
 #[test]
 fn addresses_that_nobody_outside_has_do_not_come_from_there() {
     let mut world = World::new();
-    let mut pods: Vec<(Addr, Pod)> = world.snapshot.pods.iter().map(|(addr, pod)| (addr, *pod)).collect();
-    pods.push((addr("172.20.0.5"), Pod { mtu: 1464 }));
+    let mut pods: Vec<(Addr, Pod)> = world.snapshot.pods.iter().map(|(addr, pod)| (addr, pod.clone())).collect();
+    pods.push((addr("172.20.0.5"), Pod::new(1464)));
     world.snapshot.pods = PodTable::new(pods);
     for ingress in [Ingress::Host, Ingress::Socket] {
         let bytes = testing::udp("172.20.0.5:1", "10.32.1.10:80", b"x");

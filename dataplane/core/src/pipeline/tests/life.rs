@@ -86,7 +86,7 @@ fn a_flow_does_not_lead_to_a_pod_that_left() {
     let mut world = World::new();
     let left = world.leaves(Ingress::Pods, opener(protocol::UDP, "10.32.1.11:5000", "10.96.0.10:80"), Verdict::ToPods);
     world.leaves(Ingress::Host, opener(protocol::UDP, "203.0.113.9:7", "10.32.1.11:53"), Verdict::ToPods);
-    world.snapshot.pods = PodTable::new([(addr("10.32.1.10"), Pod { mtu: 1464 })]);
+    world.snapshot.pods = PodTable::new([(addr("10.32.1.10"), Pod::new(1464))]);
     assert_eq!(world.send(Ingress::Pods, reply(protocol::UDP, &left)).0, Verdict::Drop(DropReason::NoRoutePod));
     assert_eq!(world.send(Ingress::Host, opener(protocol::UDP, "203.0.113.9:7", "10.32.1.11:53")).0, Verdict::Drop(DropReason::NoRoutePod));
 }

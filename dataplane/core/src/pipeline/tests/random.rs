@@ -222,7 +222,8 @@ fn run(seed: u64, packets: usize) {
         let before: u64 = DropReason::ALL.iter().map(|reason| world.counters.drops(*reason)).sum();
         let mut verdicts = Vec::new();
         world.outbox.clear();
-        let env = Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, counters: &world.counters };
+        let env =
+            Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, now_ns: world.now.0 * 1_000_000, counters: &world.counters };
         world.pipeline.run(&env, &mut [testing::packet(&mut bytes, ingress)], &mut verdicts, &mut world.outbox);
         if n % 16 == 0 {
             world.pipeline.tick(&env);

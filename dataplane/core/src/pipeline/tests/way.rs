@@ -38,7 +38,13 @@ fn a_superframe_whose_segments_are_too_long_is_answered_with_one_of_them() {
             packet.offload = Offload { checksum: Checksum::Partial, gso: Gso::Tcp { size, ecn: false } };
             let mut verdicts = Vec::new();
             world.outbox.clear();
-            let env = Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, counters: &world.counters };
+            let env = Env {
+                snapshot: &world.snapshot,
+                flows: world.flows.table(),
+                now: world.now,
+                now_ns: world.now.0 * 1_000_000,
+                counters: &world.counters,
+            };
             world.pipeline.run(&env, &mut [packet], &mut verdicts, &mut world.outbox);
             assert_eq!(verdicts[0] == TO_PEER, fits, "{verdicts:?}");
             if fits {
