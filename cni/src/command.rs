@@ -80,8 +80,13 @@ impl Call<'_> {
 
     fn del(&self) -> Result<(), Error> {
         // A DEL does not fail for the sake of arguments that it does not need.
-        let pod = Args::parse(&self.environment.args).map(|args| args.pod).unwrap_or_default();
-        self.detach(&self.attachment(pod), self.time.work)?;
+        let attachment = self.attachment(Args::parse(&self.environment.args).map(|args| args.pod).unwrap_or_default());
+        if matches!(&self.network.ipam, Ipam::Delegated(name) if name == DHCP) {
+            // It tells the server through the interface, so it goes first; and the interface goes whatever comes of that.
+            let released = self.delegate_if_there(Command::Del);
+            return self.detach(&attachment, self.time.work).and(released);
+        }
+        self.detach(&attachment, self.time.work)?;
         self.delegate_if_there(Command::Del)
     }
 

@@ -12,9 +12,11 @@
 //! assert_eq!((config.node.as_str(), config.overlay.port), ("node-1", 4790));
 //! ```
 //!
-//! The file's shape is in `raw`, which refuses unknown keys with their line; what must hold between keys is in `validate`. Every error
+//! The file's shape is in `raw`, which refuses unknown keys with their line; what must hold between keys is in `validate` and
+//! `addresses`. Every error
 //! names the file and the key (or both keys), what is wrong and what to do.
 
+mod addresses;
 mod raw;
 mod validate;
 
@@ -28,9 +30,13 @@ use ipnetwork::IpNetwork;
 use podgate_core::snapshot::OutsideToPods;
 use serde::Serialize;
 
+use crate::ipam::IpamSettings;
+
 /// The configuration of one node's gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// The file that says all this, for errors that are found later.
+    pub file: PathBuf,
     /// This node's name, as in its `Node` object.
     pub node: String,
     /// Where the overlay runs.
@@ -71,6 +77,8 @@ pub struct Config {
     pub flows: Flows,
     /// Where the DHCP requests of pods are relayed to, whose addresses the plugin `dhcp` gives.
     pub dhcp_servers: Vec<Ipv4Addr>,
+    /// How addresses are given out.
+    pub ipam: IpamSettings,
 }
 
 /// Where the overlay runs: what of it the configuration names.

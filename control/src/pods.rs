@@ -266,7 +266,7 @@ impl Attached {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detached {
     /// The pod, now gone.
-    Gone(Attached),
+    Gone(Box<Attached>),
     /// Nothing: it was detached before, or never attached.
     Absent,
 }
@@ -456,7 +456,7 @@ impl Pods {
         self.netlink.delete_link(&pod.veth).or_missing().map_err(&error)?;
         self.entries.retain(|entry| entry.pod.id != id);
         self.save()?;
-        Ok(Detached::Gone(pod))
+        Ok(Detached::Gone(Box::new(pod)))
     }
 
     fn refuse_taken(&self, addresses: &[IpAddr]) -> Result<(), PodError> {

@@ -88,6 +88,9 @@ fn wrong_words_are_usage_errors() {
     refused(&["attach"], 2, &["--netns <PATH>"]);
     refused(&["attach", "--netns", "/run/netns/x", "--ifname", "averyverylongname0"], 2, &["1 to 15 characters"]);
     refused(&["attach", "--netns", "/run/netns/x", "--ifname", "a/b"], 2, &["1 to 15 characters"]);
+    refused(&["ipam", "release"], 2, &["<ADDRESS|NAMESPACE/NAME>"]);
+    refused(&["ipam", "frob"], 2, &["'frob'"]);
+    refused(&["ipam", "-o", "json", "check"], 2, &["cannot be used with"]);
     refused(&["demo", "--nodes", "1"], 2, &["2..=16"]);
     refused(&["demo", "-o", "yaml"], 2, &["-o json"]);
     refused(&["run", "--socket", "/tmp/x.sock"], 2, &["<runtimeDir>/podgate.sock"]);
@@ -107,7 +110,15 @@ fn no_daemon_is_an_exit_code_of_its_own() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("none.sock");
     let socket = socket.to_str().unwrap();
-    for words in [&["status"][..], &["status", "--wait=0"], &["flows", "-o", "json"], &["detach", "--netns", "/run/netns/x"]] {
+    for words in [
+        &["status"][..],
+        &["status", "--wait=0"],
+        &["flows", "-o", "json"],
+        &["detach", "--netns", "/run/netns/x"],
+        &["ipam"],
+        &["ipam", "check"],
+        &["ipam", "release", "10.32.0.5"],
+    ] {
         refused(&[&["--socket", socket], words].concat(), 4, &[socket, "Is `podgate run` running?"]);
     }
     let output = podgate().env("PODGATE_SOCKET", socket).arg("drops").output().unwrap();
@@ -134,6 +145,8 @@ fn a_configuration_is_refused_with_file_place_and_remedy() {
         (format!("{good}nodePorts: 61000-62000\n"), &["masquerade.ports and nodePorts"]),
         (format!("{good}podCIDRs: [10.244.0.0/16]\nserviceCIDRs: [10.244.128.0/17]\n"), &["podCIDRs and serviceCIDRs", "overlaps"]),
         (format!("{good}node: a\nnode: b\n"), &["podgate.yaml:4:1: the key `node` is written twice"]),
+        (format!("{good}ipam: {{pool: {{}}}}\n"), &["podgate.yaml:3:8: unknown key `pool`; did you mean `pools`?"]),
+        (format!("{good}ipam: {{exclude: [10.0.0.0/24]}}\n"), &["ipam.exclude and podCIDRs: 10.0.0.0/24 lies outside 10.32.0.0/12"]),
         (elsewhere.to_owned(), &["source: is missing", "write exactly one"]),
         (format!("{elsewhere}source: {{directory: /x, etcd: {{endpoints: []}}}}\n"), &["names directory and etcd", "write exactly one"]),
         ("hello\n".to_owned(), &["podgate.yaml:1:1: expected keys and values"]),
@@ -177,6 +190,66 @@ fn tables_are_data_on_stdout_and_nothing_else() {
     assert!(answering(&drops).asked_with(&["drops", "-o", "yaml"]).1.contains("reason: no_flow"));
     let (exit, stdout, stderr) = answering(&json!({"schemaVersion": 1, "peers": []})).asked_with(&["peers"]);
     assert_eq!((exit, stdout.lines().count(), stderr.as_str()), (0, 1, "No other nodes found.\n"));
+}
+
+#[test]
+fn addresses_are_listed_with_their_age_and_on_request_with_the_ranges() {
+    let ipam = json!({"schemaVersion": 1, "ipam": [
+        {"address": "10.32.0.5", "owner": "default/web", "ifname": "eth0", "sandbox": "/run/netns/web", "since": 1, "ageSeconds": 11_520,
+         "plugin": null, "pool": null},
+        {"address": "10.32.0.9", "owner": "vm", "ifname": "net1", "sandbox": "c0ffee", "since": 2, "ageSeconds": 300, "plugin": "host-local",
+         "pool": "blue"},
+    ], "pools": [
+        {"pool": null, "cidr": "10.32.0.0/24", "gateway": "10.32.0.1", "capacity": 248, "used": 1, "reserved": 0, "excluded": 4},
+        {"pool": "blue", "cidr": "10.32.0.8/30", "gateway": null, "capacity": 4, "used": 1, "reserved": 0, "excluded": 0},
+    ]});
+    let (exit, stdout, stderr) = answering(&ipam).asked_with(&["ipam"]);
+    let table = "ADDRESS     OWNER         INTERFACE   AGE     PLUGIN       SANDBOX\n\
+                 10.32.0.5   default/web   eth0        3h12m   -            /run/netns/web\n\
+                 10.32.0.9   vm            net1        5m      host-local   c0ffee\n";
+    assert_eq!((exit, stdout.as_str(), stderr.as_str()), (0, table, ""));
+    let (_, stdout, _) = answering(&ipam).asked_with(&["ipam", "-o", "wide"]);
+    let ranges = "POOL   RANGE          GATEWAY     CAPACITY   USED   RESERVED   EXCLUDED\n\
+                  -      10.32.0.0/24   10.32.0.1   248        1      0          4\n\
+                  blue   10.32.0.8/30   -           4          1      0          0\n";
+    assert!(stdout.ends_with(&format!("\n\n{ranges}")) && stdout.contains("c0ffee           blue\n"), "{stdout}");
+    let (_, stdout, _) = answering(&ipam).asked_with(&["ipam", "-o", "json"]);
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap(), ipam, "as the daemon says it");
+}
+
+#[test]
+fn checking_addresses_says_by_its_exit_code_whether_anything_is_left() {
+    let finding = |fixed: bool| {
+        json!({"kind": "leaked", "address": "10.32.0.5", "owner": "default/web", "ifname": "eth0", "sandbox": "c0ffee", "fixed": fixed,
+               "problem": "it is given out, but nothing of its owner is attached; --fix releases it"})
+    };
+    let findings = |list: &[Value]| json!({"schemaVersion": 1, "findings": list});
+    let (exit, stdout, stderr) = answering(&findings(&[])).asked_with(&["ipam", "check"]);
+    assert_eq!((exit, stdout.lines().count(), stderr.as_str()), (0, 1, "Addresses agree with what is attached.\n"));
+    let (exit, stdout, stderr) = answering(&findings(&[finding(false)])).asked_with(&["ipam", "check"]);
+    assert_eq!((exit, stderr.as_str()), (3, ""));
+    assert!(stdout.contains("10.32.0.5   leaked   default/web   no      it is given out"), "{stdout}");
+    assert_eq!(answering(&findings(&[finding(true)])).asked_with(&["ipam", "check", "--fix"]).0, 0);
+    let both = findings(&[finding(true), finding(false)]);
+    let (exit, stdout, _) = answering(&both).asked_with(&["ipam", "check", "--fix", "-o", "json"]);
+    assert_eq!((exit, serde_json::from_str::<Value>(&stdout).unwrap()), (3, both));
+    for (words, asked) in [(&["ipam", "check"][..], false), (&["ipam", "check", "--fix"], true)] {
+        let daemon = answering(&findings(&[]));
+        let output = podgate().arg("--socket").arg(&daemon.socket).args(words).output().unwrap();
+        assert_eq!((ended(&output).0, daemon.asked.join().unwrap()), (0, json!({"ipamCheck": {"fix": asked}})));
+    }
+}
+
+#[test]
+fn released_addresses_are_printed_and_a_refusal_is_a_failure() {
+    let daemon = answering(&json!({"schemaVersion": 1, "released": ["10.32.0.5", "fd00::5"]}));
+    let output = podgate().arg("--socket").arg(&daemon.socket).args(["ipam", "release", "default/web"]).output().unwrap();
+    assert_eq!(ended(&output), (0, "10.32.0.5\nfd00::5\n".to_owned(), String::new()));
+    assert_eq!(daemon.asked.join().unwrap(), json!({"ipamRelease": {"what": "default/web"}}));
+    let refusal = || format!("{}\n", json!({"error": {"code": 11, "message": "default/web (eth0, c0ffee) is attached"}}));
+    let (exit, stdout, stderr) = self::daemon(refusal).asked_with(&["ipam", "release", "10.32.0.5"]);
+    assert_eq!((exit, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("is attached"), "{stderr}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The command line: kubectl's habits, data on stdout, everything else on stderr, exit codes that mean something.
 
+mod addresses;
 mod attach;
 mod install;
 mod table;
@@ -89,8 +90,12 @@ pub enum Command {
     Flows(Output),
     /// List the other nodes
     Peers(Output),
-    /// List who owns which address
-    Ipam(Output),
+    /// List who owns which address, check it, release leaks
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  podgate ipam -o wide          # with the ranges, and how much of each is in use\n  podgate ipam check --fix\n  podgate ipam release default/web-0"
+    )]
+    Ipam(addresses::Ipam),
     /// List workers and what they have forwarded
     Workers(Output),
     /// List dropped packets by reason
@@ -270,7 +275,7 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
         Command::Backends(output) => show("backends", output),
         Command::Flows(output) => show("flows", output),
         Command::Peers(output) => show("peers", output),
-        Command::Ipam(output) => show("ipam", output),
+        Command::Ipam(words) => addresses::ask(client, words),
         Command::Workers(output) => show("workers", output),
         Command::Routes(output) => show("routes", output),
         Command::Drops { all, output } => {

@@ -61,7 +61,28 @@ fn columns(table: &str) -> &'static [Column] {
             Column("ADDRESS", "address", Always),
             Column("OWNER", "owner", Always),
             Column("INTERFACE", "ifname", Always),
+            Column("AGE", "age", Always),
+            Column("PLUGIN", "plugin", Always),
             Column("SANDBOX", "sandbox", Always),
+            Column("POOL", "pool", Wide),
+        ],
+        "pools" => &[
+            Column("POOL", "pool", Always),
+            Column("RANGE", "cidr", Always),
+            Column("GATEWAY", "gateway", Always),
+            Column("CAPACITY", "capacity", Always),
+            Column("USED", "used", Always),
+            Column("RESERVED", "reserved", Always),
+            Column("EXCLUDED", "excluded", Always),
+        ],
+        "findings" => &[
+            Column("ADDRESS", "address", Always),
+            Column("KIND", "kind", Always),
+            Column("OWNER", "owner", Always),
+            Column("FIXED", "fixed", Always),
+            Column("PROBLEM", "problem", Always),
+            Column("INTERFACE", "ifname", Wide),
+            Column("SANDBOX", "sandbox", Wide),
         ],
         "workers" => &[
             Column("WORKER", "worker", Always),
@@ -105,6 +126,7 @@ pub fn nothing(name: &str) -> String {
     match name {
         "drops" => "Nothing was dropped.".into(),
         "ipam" => "No address is in use.".into(),
+        "findings" => "Addresses agree with what is attached.".into(),
         "peers" => "No other nodes found.".into(),
         other => format!("No {other} found."),
     }

@@ -1,5 +1,6 @@
 //! The file's shape, key by key, before anything is compared with anything else.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -38,6 +39,7 @@ pub(super) struct Raw {
     pub devices: Option<RawDevices>,
     pub flows: Option<RawFlows>,
     pub dhcp: Option<RawDhcp>,
+    pub ipam: Option<RawIpam>,
 }
 
 #[derive(serde::Deserialize)]
@@ -139,6 +141,53 @@ pub(super) struct RawFlows {
 pub(super) struct RawDhcp {
     #[serde(default)]
     pub servers: Vec<Ipv4Addr>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawIpam {
+    #[serde(default)]
+    pub exclude: Vec<IpNetwork>,
+    #[serde(default)]
+    pub reserve: BTreeMap<String, OneOrMore<IpAddr>>,
+    #[serde(default)]
+    pub pools: BTreeMap<String, Vec<IpNetwork>>,
+    pub cooldown: Option<Seconds>,
+}
+
+/// `60s`, `5m`, `1h30m`, or `0`: as Kubernetes writes durations (Go `time.ParseDuration`), in whole seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seconds(pub u64);
+
+impl std::str::FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Seconds, String> {
+        let odd = || format!("`{text}` is not a duration; write one as 60s, 5m or 1h30m");
+        if text == "0" {
+            return Ok(Seconds(0));
+        }
+        let (mut rest, mut seconds) = (text, None);
+        while let Some(end) = rest.find(|c: char| !c.is_ascii_digit()) {
+            let number: u64 = rest[..end].parse().map_err(|_| odd())?;
+            let unit = match rest[end..].chars().next() {
+                Some('s') => 1,
+                Some('m') => 60,
+                Some('h') => 3600,
+                _ => return Err(odd()),
+            };
+            let part = number.checked_mul(unit).and_then(|part| part.checked_add(seconds.unwrap_or(0)));
+            seconds = Some(part.ok_or_else(odd)?);
+            rest = &rest[end + 1..];
+        }
+        seconds.filter(|_| rest.is_empty()).map(Seconds).ok_or_else(odd)
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Seconds, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
 }
 
 /// `30000-32767`, or one port.

@@ -40,6 +40,7 @@ attach: veth                       # or tun
 workers: {count: 2, cpus: [2, 3]}  # default: chosen from the machine
 outsideToPods: allow               # or drop
 devices: {pods: pods, host: podgate}
+ipam: {exclude: [], reserve: {}, pools: {}, cooldown: 60s}
 ";
     let config = parse(text).unwrap();
     assert_eq!(config.pod_cidrs, ["10.244.0.0/16".parse().unwrap()]);
@@ -165,6 +166,82 @@ fn impossible_single_values_are_refused() {
     assert!(error("workers: {cpus: [1, 1]}").contains("CPU 1 is listed twice"));
     assert!(error("flows: {capacity: 10}").contains("10 is not between 1024 and 16777216"));
     assert!(error("podCIDRs: []").contains("podCIDRs: is an empty list"));
+}
+
+#[test]
+fn addresses_are_given_out_as_the_file_says() {
+    let text = "
+podCIDRs: [10.244.0.0/16, fd00:77::/56]
+ipam:
+  exclude: [10.244.1.0/28, 10.244.2.7]
+  reserve: {default/web-0: [10.244.1.50, 'fd00:77::50'], default/web-1: 10.244.1.51, vm: 10.244.1.52}
+  pools: {blue: [10.244.1.128/25, 'fd00:77:0:1::/64'], green: [10.244.2.0/29]}
+  cooldown: 1m30s
+";
+    let settings = parse(&format!("{OK}{text}")).unwrap().ipam;
+    let ips = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<IpAddr>>();
+    let cidrs = |list: &[&str]| list.iter().map(|c| c.parse().unwrap()).collect::<Vec<IpNetwork>>();
+    assert_eq!(settings.exclude, cidrs(&["10.244.1.0/28", "10.244.2.7/32"]));
+    assert_eq!(settings.reserve["default/web-0"], ips(&["10.244.1.50", "fd00:77::50"]));
+    assert_eq!((&settings.reserve["default/web-1"], &settings.reserve["vm"]), (&ips(&["10.244.1.51"]), &ips(&["10.244.1.52"])));
+    // A pool may have excluded addresses, as long as some are left.
+    assert_eq!(settings.pools["green"], cidrs(&["10.244.2.0/29"]));
+    assert_eq!(settings.pools["blue"], cidrs(&["10.244.1.128/25", "fd00:77:0:1::/64"]));
+    assert_eq!(settings.cooldown_s, 90);
+    assert_eq!(parse(OK).unwrap().ipam, crate::ipam::IpamSettings::default());
+    for (text, seconds) in [("0", 0), ("0s", 0), ("60s", 60), ("5m", 300), ("24h", 86_400), ("1h30m", 5400)] {
+        assert_eq!(parse(&format!("{OK}ipam: {{cooldown: {text}}}\n")).unwrap().ipam.cooldown_s, seconds, "{text}");
+    }
+}
+
+#[test]
+fn addresses_that_contradict_each_other_are_refused() {
+    let error = |ipam: &str| error(&format!("podCIDRs: [10.244.0.0/16]\nipam: {ipam}"));
+    assert_eq!(error("{pool: {}}"), "podgate.yaml:4:8: unknown key `pool`; did you mean `pools`?");
+    for (ipam, said) in [
+        ("{exclude: [10.244.1.5/28]}", "ipam.exclude: 10.244.1.5/28 has bits set behind its prefix; write 10.244.1.0/28"),
+        (
+            "{exclude: [10.9.0.0/24]}",
+            "ipam.exclude and podCIDRs: 10.9.0.0/24 lies outside 10.244.0.0/16; no node of this cluster has it: mend either",
+        ),
+        (
+            "{reserve: {default/web-0: 10.9.0.1}}",
+            "ipam.reserve.default/web-0 and podCIDRs: 10.9.0.1 lies outside 10.244.0.0/16; no node of this cluster has it: mend either",
+        ),
+        ("{reserve: {default/web-0: []}}", "ipam.reserve.default/web-0: is an empty list; name an address, or leave the pod out"),
+        ("{reserve: {a/b/c: 10.244.1.9}}", "ipam.reserve.a/b/c: `a/b/c` is no pod's name; write namespace/name, as in default/web-0"),
+        ("{reserve: {'-': 10.244.1.9}}", "ipam.reserve.-: `-` is no pod's name; write namespace/name, as in default/web-0"),
+        (
+            "{exclude: [10.244.1.0/28], reserve: {default/web-0: 10.244.1.9}}",
+            "ipam.reserve.default/web-0 and ipam.exclude: 10.244.1.9 is in the excluded 10.244.1.0/28, and no excluded address is given to anybody; \
+             keep them apart: a reserved address is kept from others by itself",
+        ),
+        (
+            "{reserve: {default/web-0: 10.244.1.9, default/web-1: 10.244.1.9}}",
+            "ipam.reserve.default/web-1 and ipam.reserve.default/web-0: 10.244.1.9 is reserved twice; keep it for one pod",
+        ),
+        ("{pools: {'a b': [10.244.1.0/28]}}", "ipam.pools.a b: `a b` cannot be a pool's name; write up to 63 letters, digits, `-`, `_` and `.`"),
+        ("{pools: {blue: []}}", "ipam.pools.blue: is an empty list; name at least one range, or leave the pool out"),
+        ("{pools: {blue: [10.244.1.0/28, 10.244.1.8/29]}}", "ipam.pools.blue: 10.244.1.0/28 overlaps 10.244.1.8/29; keep ranges apart"),
+        (
+            "{pools: {blue: [10.244.1.0/28], green: [10.244.0.0/17]}}",
+            "ipam.pools.blue and ipam.pools.green: 10.244.1.0/28 of one overlaps 10.244.0.0/17 of the other; an address belongs to one pool: keep them \
+             apart",
+        ),
+        (
+            "{exclude: [10.244.1.0/24], pools: {blue: [10.244.1.0/28]}}",
+            "ipam.pools.blue and ipam.exclude: all of 10.244.1.0/28 is in the excluded 10.244.1.0/24, and no excluded address is given to anybody; \
+             keep them apart: a pool is kept from others by itself",
+        ),
+        ("{cooldown: 25h}", "ipam.cooldown: is longer than a day; write up to 24h; 60s is the default"),
+    ] {
+        assert_eq!(error(ipam), format!("podgate.yaml: {said}"), "{ipam}");
+    }
+    for text in ["60", "a minute", "1.5m", "-1s", "60ms", "s", "99999999999999999999s", "9999999999999999h"] {
+        let error = error(&format!("{{cooldown: {text}}}"));
+        let said = format!("podgate.yaml:4:18: `{text}` is not a duration; write one as 60s, 5m or 1h30m");
+        assert!(error.replace("cooldown: ", "") == said, "{error}");
+    }
 }
 
 #[test]

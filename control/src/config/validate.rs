@@ -10,15 +10,17 @@ use podgate_core::fib::bounds;
 use podgate_core::snapshot::OutsideToPods;
 
 use super::raw::{PortRange, Raw, RawAttach, RawDevices, RawMasquerade, RawNodePortAddresses, RawOutsideToPods, RawSource, RawUnderlay, RawWorkers};
-use super::{Attach, Config, ConfigError, Devices, EtcdConfig, Flows, HostFacts, NodePortAddresses, Overlay, SourceConfig, Underlay, Workers};
+use super::{
+    Attach, Config, ConfigError, Devices, EtcdConfig, Flows, HostFacts, NodePortAddresses, Overlay, SourceConfig, Underlay, Workers, addresses,
+};
 
 /// Builds errors about one file.
-struct Check<'a> {
+pub(super) struct Check<'a> {
     file: &'a Path,
 }
 
 impl Check<'_> {
-    fn fail<T>(&self, key: impl Display, problem: impl Display, remedy: impl Display) -> Result<T, ConfigError> {
+    pub(super) fn fail<T>(&self, key: impl Display, problem: impl Display, remedy: impl Display) -> Result<T, ConfigError> {
         Err(ConfigError::Invalid {
             file: self.file.display().to_string(),
             key: key.to_string(),
@@ -37,11 +39,14 @@ const DEVICE_NAME_LEN_MAX: usize = 15;
 
 pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config, ConfigError> {
     let check = Check { file };
+    let pod_cidrs = ranges(&check, "podCIDRs", raw.pod_cidrs, "10.32.0.0/12")?;
     let config = Config {
+        file: file.to_owned(),
+        ipam: addresses::settings(&check, raw.ipam, &pod_cidrs)?,
         node: node(&check, raw.node, host)?,
         underlay: underlay(&check, raw.underlay)?,
         overlay: overlay(&check, raw.overlay.as_ref().and_then(|o| o.port), raw.overlay.as_ref().and_then(|o| o.vni))?,
-        pod_cidrs: ranges(&check, "podCIDRs", raw.pod_cidrs, "10.32.0.0/12")?,
+        pod_cidrs,
         service_cidrs: ranges(&check, "serviceCIDRs", raw.service_cidrs, "10.96.0.0/16")?,
         node_ports: raw.node_ports.map_or(NODE_PORTS, |p| p.0),
         node_port_addresses: match raw.node_port_addresses {
@@ -123,7 +128,7 @@ fn overlay(check: &Check<'_>, port: Option<u16>, vni: Option<u32>) -> Result<Ove
 }
 
 /// The range without host bits, so that equal ones compare equal.
-fn network(cidr: &IpNetwork) -> IpNetwork {
+pub(super) fn network(cidr: &IpNetwork) -> IpNetwork {
     IpNetwork::new(cidr.network(), cidr.prefix()).expect("a network's own prefix length fits it")
 }
 
@@ -143,7 +148,7 @@ fn ranges(check: &Check<'_>, key: &str, given: Option<Vec<IpNetwork>>, default: 
     Ok(given)
 }
 
-fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
+pub(super) fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     let ((a_first, a_last), (b_first, b_last)) = (bounds(*a), bounds(*b));
     a_first <= b_last && b_first <= a_last
 }
@@ -286,8 +291,8 @@ fn apart_from_node(check: &Check<'_>, config: &Config, address: IpAddr) -> Resul
 impl Config {
     /// Whether `address`, one of the node's own, keeps clear of the pod and service ranges. For addresses that the file does not name:
     /// those of `underlay.interface`.
-    pub fn accepts_node_address(&self, file: &Path, address: IpAddr) -> Result<(), ConfigError> {
-        apart_from_node(&Check { file }, self, address)
+    pub fn accepts_node_address(&self, address: IpAddr) -> Result<(), ConfigError> {
+        apart_from_node(&Check { file: &self.file }, self, address)
     }
 }
 

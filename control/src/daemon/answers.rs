@@ -7,7 +7,7 @@ use podgate_core::addr::{Addr, Tuple, protocol};
 use podgate_runtime::clock;
 use serde_json::{Value, json};
 
-use super::{Daemon, probe, views};
+use super::{Daemon, attachments, probe, views};
 use crate::{api, guard_drops};
 
 impl api::Handler for Daemon {
@@ -43,7 +43,8 @@ impl api::Handler for Daemon {
             },
             Request::Collect { network, valid } => self.collect(&network, &valid).await,
             Request::Ready => self.readiness(),
-            Request::IpamCheck { .. } | Request::IpamRelease { .. } => Err(error(6, "not yet".into())),
+            Request::IpamCheck { fix } => self.ipam_check(fix),
+            Request::IpamRelease { what } => self.ipam_release(&what),
         };
         answer.map_or_else(|refusal| refusal, Response::Ok)
     }
@@ -64,12 +65,30 @@ impl Daemon {
             "backends" => views::backends(&self.inner.borrow().compiled),
             "flows" => views::flows(dataplane.flows(), clock::Instant::read().now(), &dataplane.snapshot()),
             "peers" => views::peers(&self.inner.borrow().compiled),
-            "ipam" => views::ipam(&self.inner.borrow().ipam.list()),
+            "ipam" => views::ipam(&self.inner.borrow().ipam),
             "workers" => views::workers(&dataplane),
             "drops" => views::drops(&dataplane, guard_drops::read(&self.devices.gateway_netns).unwrap_or_default()),
             "routes" => views::routes(&dataplane.snapshot()),
             other => return Err(error(4, format!("there is no table {other:?}"))),
         })
+    }
+
+    fn ipam_check(&self, fix: bool) -> Result<Value, Response> {
+        let inner = &mut *self.inner.borrow_mut();
+        let holders = attachments::holders(&inner.pods);
+        let findings = if fix { inner.ipam.fix(&holders).map_err(|e| error(e.code(), e.to_string()))? } else { inner.ipam.check(&holders) };
+        for finding in findings.iter().filter(|finding| finding.fixed) {
+            tracing::warn!(address = %finding.address, owner = %finding.owner, "mended: {}", finding.problem);
+        }
+        Ok(views::findings(&findings))
+    }
+
+    fn ipam_release(&self, what: &str) -> Result<Value, Response> {
+        let inner = &mut *self.inner.borrow_mut();
+        let holders = attachments::holders(&inner.pods);
+        let released = inner.ipam.release_by_hand(what, &holders).map_err(|e| error(e.code(), e.to_string()))?;
+        tracing::info!(what, ?released, "released by hand");
+        Ok(json!({ "schemaVersion": views::SCHEMA_VERSION, "released": released }))
     }
 
     fn status(&self) -> Result<Value, Response> {

@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 
 use super::Daemon;
 use super::answers::error;
-use crate::ipam::{IpamError, Owner, Wish};
+use crate::ipam::{Holder, IpamError, Owner, Wish};
 use crate::netlink::Mac;
-use crate::pods::{AttachSpec, Attached, DefaultRoute, Detached, PodError, PodOptions, Target};
+use crate::pods::{AttachSpec, Attached, DefaultRoute, Detached, PodError, PodOptions, Pods, Target};
 use crate::routing::{self, DEVICE_MTU};
 
 /// The largest frame that pods hand over: one send of the overlay takes 65,507 bytes, replicated headers included (design D2).
@@ -126,40 +126,31 @@ impl Daemon {
     /// Detaches; `netns` is the pod's namespace, where it is still at hand.
     pub(super) async fn detach(&self, attachment: &Attachment, netns: Option<OwnedFd>) -> Result<Value, Response> {
         let netns = netns.and_then(|netns| Netns::from_fd(netns).ok());
-        let id = id_of(attachment);
-        self.leaving.borrow_mut().insert(id.clone());
-        let detached = self.unplug(&id, netns.as_ref()).await.map_err(refusal);
-        let released = if detached.is_ok() { self.release_all(attachment) } else { Ok(()) };
-        self.leaving.borrow_mut().remove(&id);
-        let gone = detached? != Detached::Absent;
-        released.map(|()| json!({ "detached": gone }))
+        let detached = self.unplug(&id_of(attachment), netns.as_ref()).await.map_err(refusal)?;
+        if detached == Detached::Absent {
+            // An address may have been given out by a daemon that was killed before it attached.
+            self.inner.borrow_mut().ipam.release(&owner_of(attachment)).map_err(no_address)?;
+        }
+        Ok(json!({ "detached": detached != Detached::Absent }))
     }
 
-    /// Takes an interface away. Its flows end with the publication, before its address can be given to anybody else.
+    /// Takes an interface away, then gives its addresses back. Its flows end with the publication, before an address can be given to anybody
+    /// else.
     pub(super) async fn unplug(&self, id: &str, netns: Option<&Netns>) -> Result<Detached, PodError> {
         let detached = self.inner.borrow_mut().pods.detach(id, netns)?;
-        if let Detached::Gone(pod) = &detached {
-            self.route();
-            self.refresh().await;
-            if pod.leases
-                && let Err(e) = self.relay_dhcp()
-            {
-                tracing::warn!(error = %e, "the DHCP relay");
-            }
-            tracing::info!(pod = %pod.name, addresses = ?pod.addresses, "detached");
+        let Detached::Gone(pod) = &detached else { return Ok(detached) };
+        self.leaving.set(self.leaving.get() + 1);
+        self.route();
+        self.refresh().await;
+        self.leaving.set(self.leaving.get() - 1);
+        self.release(&owner(pod));
+        if pod.leases
+            && let Err(e) = self.relay_dhcp()
+        {
+            tracing::warn!(error = %e, "the DHCP relay");
         }
+        tracing::info!(pod = %pod.name, addresses = ?pod.addresses, "detached");
         Ok(detached)
-    }
-
-    /// The interface's addresses go back. The caller need not know the pod's name any more.
-    fn release_all(&self, attachment: &Attachment) -> Result<(), Response> {
-        let ipam = &mut self.inner.borrow_mut().ipam;
-        let is_its = |owner: &&Owner| owner.netns == attachment.sandbox && owner.ifname == attachment.ifname;
-        let owners: Vec<Owner> = ipam.leases().map(|lease| &lease.owner).filter(is_its).cloned().collect();
-        for owner in owners {
-            ipam.release(&owner).map_err(|e| error(FAILED, e.to_string()))?;
-        }
-        Ok(())
     }
 
     /// CNI CHECK.
@@ -294,7 +285,7 @@ impl Daemon {
 
     fn release(&self, owner: &Owner) {
         if let Err(e) = self.inner.borrow_mut().ipam.release(owner) {
-            tracing::error!(error = %e, "the address of a failed attachment could not be released");
+            tracing::error!(%owner, error = %e, "an address could not be given back; `podgate ipam check --fix` tries again");
         }
     }
 
@@ -343,12 +334,7 @@ fn targets(routes: &[Route]) -> Result<Vec<Target>, Response> {
 }
 
 fn no_address(e: IpamError) -> Response {
-    let code = match e {
-        IpamError::NoRange | IpamError::Exhausted { .. } => TRY_AGAIN,
-        IpamError::Journal(_) => FAILED,
-        _ => INVALID_CONFIG,
-    };
-    error(code, e.to_string())
+    error(e.code(), e.to_string())
 }
 
 fn refusal(e: PodError) -> Response {
@@ -363,6 +349,20 @@ fn refusal(e: PodError) -> Response {
 /// What names an attachment for ever after.
 pub(super) fn id_of(attachment: &Attachment) -> String {
     format!("{}/{}", attachment.sandbox, attachment.ifname)
+}
+
+/// What is attached, as address management sees it. The self-test's own pod has an address that is never given out, and one that waits for
+/// its addresses has none.
+pub(super) fn holders(pods: &Pods) -> Vec<Holder> {
+    let attached = pods.list().filter(|pod| pod.id != super::probe::ID && !pod.addresses.is_empty());
+    attached.map(|pod| Holder { owner: owner(pod), addresses: pod.addresses.clone() }).collect()
+}
+
+/// Who has the addresses of an attachment.
+fn owner(pod: &Attached) -> Owner {
+    let (namespace, name) = pod.name.split_once('/').unwrap_or(("", &pod.name));
+    let sandbox = pod.id.strip_suffix(&pod.ifname).and_then(|id| id.strip_suffix('/')).unwrap_or(&pod.id);
+    Owner { namespace: namespace.into(), name: name.into(), netns: sandbox.into(), ifname: pod.ifname.clone() }
 }
 
 fn owner_of(attachment: &Attachment) -> Owner {

@@ -39,8 +39,8 @@ use crate::compile::{Compiled, LocalNode, Settings, compile, pod_mtu};
 use crate::config::{Attach, Config};
 use crate::gateway_ns;
 use crate::health::{self, Health};
-use crate::host_state::HostState;
-use crate::ipam::Ipam;
+use crate::host_state::{HostState, boot_id};
+use crate::ipam::{Ipam, SystemClock};
 use crate::model::ClusterState;
 use crate::netlink::Netlink;
 use crate::pods::{Attached, Pods};
@@ -117,7 +117,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     refuse_beside_another(&node_netlink, &config.devices.host)?;
     let machine = Machine::look(&node_netlink, &config)?;
     for address in &machine.addresses {
-        config.accepts_node_address(Path::new("podgate.yaml"), *address)?;
+        config.accepts_node_address(*address)?;
     }
     let gateway = gateway_ns::open_or_prepare(&config.runtime_dir)?;
     let gateway_netns = gateway.netns().try_clone()?;
@@ -147,9 +147,14 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     health::serve(config.health, &machine.addresses, health.clone()).await?;
     let listener = api::bind(&config.socket())?;
 
-    let (ipam, recovered) = Ipam::open(&config.state_dir, &compiled.snapshot.node.node_pod_cidrs)?;
+    let ranges = &compiled.snapshot.node.node_pod_cidrs;
+    let (mut ipam, recovered) = Ipam::open(&config.state_dir, ranges, &config.ipam, &boot_id(), Box::new(SystemClock))?;
     for what in recovered {
         tracing::warn!("{what}");
+    }
+    // A predecessor may have been killed between giving out an address and attaching, or its journal been cut short since.
+    for found in ipam.fix(&attachments::holders(&pods))? {
+        tracing::warn!(address = %found.address, owner = %found.owner, fixed = found.fixed, "{}", found.problem);
     }
     devices.settle_node(&config, &machine, &mut host_state)?;
     let mut inner = Inner {
@@ -166,8 +171,9 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         problems: BTreeSet::new(),
         warned: BTreeSet::new(),
     };
-    let (plan, reconciler) = devices.reconcile(&config, &mut inner)?;
+    // Before anything leads to it: a port that is taken must not leave the node with rules that lead nowhere.
     let dataplane = start_dataplane(&config, &inner.machine, &devices, tuns, &cpus, flow_file, &inner.compiled)?;
+    let (plan, reconciler) = devices.reconcile(&config, &mut inner)?;
     let daemon = Rc::new(Daemon {
         changed: Notify::new(),
         ready: Cell::new(false),
@@ -178,7 +184,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         health,
         inner: RefCell::new(inner),
         plan,
-        leaving: RefCell::default(),
+        leaving: Cell::new(0),
         dataplane: RefCell::new(Some(Arc::new(dataplane))),
         config,
     });
@@ -324,8 +330,8 @@ pub(crate) struct Daemon {
     /// The reconciler's plan.
     plan: watch::Sender<RoutingPlan>,
     inner: RefCell<Inner>,
-    /// Attachments that are being detached: their addresses are theirs until the workers know.
-    leaving: RefCell<BTreeSet<String>>,
+    /// How many attachments are being detached: their addresses are theirs until the workers know.
+    leaving: Cell<usize>,
     /// `None` only while it is being replaced.
     dataplane: RefCell<Option<Arc<Runtime>>>,
 }
@@ -500,6 +506,7 @@ impl Daemon {
         } else if let Err(error) = inner.ipam.set_ranges(&cidrs) {
             inner.problems.insert(format!("addresses: {error}"));
         }
+        inner.problems.extend(inner.ipam.warnings().into_iter().map(|warning| format!("addresses: {warning}")));
         inner.problems.retain(|problem| !problem.starts_with("source"));
         let errors: Vec<String> = inner.source_status.errors.iter().map(|error| format!("source: {error}")).collect();
         inner.problems.extend(errors);

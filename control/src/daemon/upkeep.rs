@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::Daemon;
 use super::answers::error;
-use super::attachments::id_of;
+use super::attachments::{holders, id_of};
 use crate::pods::PodError;
 
 impl Daemon {
@@ -37,7 +37,7 @@ impl Daemon {
         if let Err(e) = self.reap().await {
             tracing::error!(error = %e, "pods whose interface is gone");
         }
-        self.return_strays();
+        self.settle_addresses();
     }
 
     /// Detaches pods whose interface is gone.
@@ -50,20 +50,19 @@ impl Daemon {
         Ok(())
     }
 
-    /// Takes back addresses that belong to no attachment.
-    pub(super) fn return_strays(&self) {
+    /// Makes addresses those of the attachments that there are.
+    fn settle_addresses(&self) {
+        if self.leaving.get() > 0 {
+            return; // their addresses are still theirs; the next audit looks again
+        }
         let inner = &mut *self.inner.borrow_mut();
-        let attached = |sandbox: &str, ifname: &str| {
-            let attachment = Attachment { sandbox: sandbox.to_owned(), ifname: ifname.to_owned(), ..Attachment::default() };
-            let id = id_of(&attachment);
-            inner.pods.find(&id).is_some() || self.leaving.borrow().contains(&id)
-        };
-        let strays: Vec<_> = inner.ipam.leases().map(|lease| &lease.owner).filter(|o| !attached(&o.netns, &o.ifname)).cloned().collect();
-        for owner in strays {
-            match inner.ipam.release(&owner) {
-                Ok(_) => tracing::warn!(%owner, "its address is taken back: it is not attached"),
-                Err(e) => tracing::error!(%owner, error = %e, "an address that belongs to nobody"),
+        match inner.ipam.fix(&holders(&inner.pods)) {
+            Ok(findings) => {
+                for found in findings {
+                    tracing::warn!(address = %found.address, owner = %found.owner, fixed = found.fixed, "{}", found.problem);
+                }
             }
+            Err(e) => tracing::error!(error = %e, "addresses and attachments"),
         }
     }
 
@@ -83,7 +82,6 @@ impl Daemon {
                 Err(e) => failed.push(e.to_string()),
             }
         }
-        self.return_strays();
         if failed.is_empty() { Ok(json!({ "collected": collected })) } else { Err(error(100, failed.join("; "))) }
     }
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::compile::Compiled;
 use crate::guard_drops::GuardDrops;
-use crate::ipam::IpamView;
+use crate::ipam::{Finding, Ipam};
 
 /// The version of the tables' shape: it grows when a key changes its meaning or goes.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -100,20 +100,41 @@ pub fn flows(flows: FlowTable<'_>, now: Now, snapshot: &Snapshot) -> Value {
 }
 
 /// `podgate ipam`: a row for each address that somebody has.
-pub fn ipam(view: &IpamView) -> Value {
+pub fn ipam(ipam: &Ipam) -> Value {
+    let view = ipam.list();
     let mut leased: Vec<_> = view.leases.iter().flat_map(|lease| lease.addresses.iter().map(move |address| (*address, lease))).collect();
     leased.sort_by_key(|(address, _)| *address);
     let rows = leased.into_iter().map(|(address, lease)| {
-            json!({
-                "address": address,
-                "owner": if lease.owner.namespace.is_empty() { lease.owner.name.clone() } else { format!("{}/{}", lease.owner.namespace, lease.owner.name) },
-                "ifname": lease.owner.ifname,
-                "sandbox": lease.owner.netns,
-            })
+        json!({
+            "address": address,
+            "owner": lease.owner.pod_name(),
+            "ifname": lease.owner.ifname,
+            "sandbox": lease.owner.netns,
+            "since": lease.since,
+            "ageSeconds": view.now.saturating_sub(lease.since),
+            "plugin": lease.plugin,
+            "pool": ipam.pool_of(address),
+        })
     });
     let mut value = table("ipam", rows.collect());
     value["pools"] = json!(view.pools);
     value
+}
+
+/// `podgate ipam check`: a row for each disagreement.
+pub fn findings(findings: &[Finding]) -> Value {
+    let rows = findings.iter().map(|finding| {
+        json!({
+            "kind": finding.kind,
+            "address": finding.address,
+            "owner": finding.owner.pod_name(),
+            "ifname": finding.owner.ifname,
+            "sandbox": finding.owner.netns,
+            "problem": finding.problem,
+            "fixed": finding.fixed,
+        })
+    });
+    table("findings", rows.collect())
 }
 
 /// `podgate drops`: the named reasons of the pipeline, and beside them what the kernel dropped on our devices and sockets.

@@ -58,6 +58,7 @@ struct Report {
     nodes: Vec<NodeRow>,
     spread: Vec<Spread>,
     throughput: Vec<Throughput>,
+    workers: Vec<WorkerRow>,
     drops: Vec<DropRow>,
     seconds: f64,
 }
@@ -78,6 +79,19 @@ struct NodeRow {
 struct PodRow {
     name: String,
     addresses: [String; 2],
+}
+
+/// What a worker has read and written.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WorkerRow {
+    node: String,
+    worker: u64,
+    rx_packets: u64,
+    tx_packets: u64,
+    rx_bytes: u64,
+    average_frame_bytes: u64,
+    flows_created: u64,
 }
 
 /// A drop counter that is not zero.
@@ -108,6 +122,7 @@ pub fn main(options: &Options) -> ExitCode {
         Ok(binary) => binary,
         Err(error) => return fail(options, &format!("cannot find this program: {error}")),
     };
+    let program = binary.clone();
     let lab = match build(&sandbox, binary, options, &progress) {
         Ok(lab) => lab,
         Err(error) => return fail(options, &error.to_string()),
@@ -122,7 +137,7 @@ pub fn main(options: &Options) -> ExitCode {
         Format::Json => crate::cli::put(&json(&report)),
     };
     if options.afterwards == Afterwards::Keep {
-        eprint!("{}", render::commands(&lab, &sandbox));
+        eprint!("{}", render::commands(&lab, &sandbox, &program));
         wait_for_enter();
     }
     // Leaving ends process 1 of the sandbox, and everything goes with it; there is nothing to wait for.
@@ -155,16 +170,36 @@ fn examine(lab: &Lab, options: &Options, progress: &dyn Fn(&str)) -> Result<Repo
         report.spread.push(spread);
     }
     progress(&format!("moving {} MiB along each kind of path", options.bulk_len >> 20));
-    let (checks, rows) = lab.check_throughput(&paths, options.bulk_len, &|_| {})?;
+    let (checks, rows) = lab.check_throughput(&lab.kinds_of_path()?, options.bulk_len, &mut |_| Ok(()))?;
     report.checks.extend(checks);
     report.throughput = rows;
     for node in lab.nodes() {
+        report.workers.extend(workers(node)?);
         let drops = node.drops()?.into_iter().filter(|(_, packets)| *packets > 0);
         report.drops.extend(drops.map(|(reason, packets)| DropRow { node: node.name().to_owned(), reason, packets }));
     }
     report.ok = report.checks.iter().all(|check| check.ok);
     progress("done");
     Ok(report)
+}
+
+/// `podgate workers` of a node.
+fn workers(node: &Node) -> Result<Vec<WorkerRow>, LabError> {
+    let answer = node.query(&["workers"])?;
+    let rows = answer["workers"].as_array().cloned().unwrap_or_default();
+    let row = |row: serde_json::Value| {
+        let number = |key: &str| row[key].as_u64().unwrap_or_default();
+        WorkerRow {
+            node: node.name().to_owned(),
+            worker: number("worker"),
+            rx_packets: number("rxPackets"),
+            tx_packets: number("txPackets"),
+            rx_bytes: number("rxBytes"),
+            average_frame_bytes: number("averageFrameBytes"),
+            flows_created: number("flowsCreated"),
+        }
+    };
+    Ok(rows.into_iter().map(row).collect())
 }
 
 fn map(lab: &Lab) -> Vec<NodeRow> {

@@ -1,6 +1,7 @@
 //! The demo's result as text: the map, the checks, the spread, the throughput, the counters.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use super::{Report, Spread};
 use crate::lab::manifest::SERVICE_PORT;
@@ -17,15 +18,16 @@ pub(super) fn report(report: &Report, lab: &Lab) -> String {
     let _ = checks(&mut text, report);
     let _ = spread(&mut text, &report.spread);
     let _ = throughput(&mut text, report);
+    let _ = workers(&mut text, report);
     let _ = drops(&mut text, report);
     let _ = verdict(&mut text, report);
     text
 }
 
-/// What to try while the cluster stays.
-pub(super) fn commands(lab: &Lab, sandbox: &Sandbox) -> String {
+/// What to try while the cluster stays. `program` is this very program, which need not be on the reader's path.
+pub(super) fn commands(lab: &Lab, sandbox: &Sandbox, program: &Path) -> String {
     let mut text = String::new();
-    let _ = write_commands(&mut text, lab, sandbox);
+    let _ = write_commands(&mut text, lab, sandbox, program);
     text
 }
 
@@ -138,6 +140,20 @@ fn throughput(out: &mut String, report: &Report) -> std::fmt::Result {
     Ok(())
 }
 
+fn workers(out: &mut String, report: &Report) -> std::fmt::Result {
+    writeln!(out, "\nWhat the workers carried (a frame of more than the MTU is a superframe: many packets in one)\n")?;
+    writeln!(out, "    {:<8} worker {:>11} {:>11} {:>9} {:>13} {:>7}", "", "packets in", "out", "MiB in", "average frame", "flows")?;
+    for row in &report.workers {
+        let (mib, average) = (row.rx_bytes >> 20, format!("{} B", row.average_frame_bytes));
+        writeln!(
+            out,
+            "    {:<8} {:>6} {:>11} {:>11} {mib:>9} {average:>13} {:>7}",
+            row.node, row.worker, row.rx_packets, row.tx_packets, row.flows_created
+        )?;
+    }
+    Ok(())
+}
+
 fn drops(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "\nDropped packets by reason (the false sources above are among them)\n")?;
     for row in &report.drops {
@@ -160,7 +176,7 @@ fn bar(share: f64) -> String {
     "█".repeat((share * BAR_LEN as f64).round() as usize)
 }
 
-fn write_commands(out: &mut String, lab: &Lab, sandbox: &Sandbox) -> std::fmt::Result {
+fn write_commands(out: &mut String, lab: &Lab, sandbox: &Sandbox, program: &Path) -> std::fmt::Result {
     let pods = lab.pods();
     let (Some(node), Some(pod)) = (lab.nodes().first(), pods.first()) else { return Ok(()) };
     // In a user namespace one must first become its root, which does not change the mounts that the paths go by.
@@ -170,12 +186,12 @@ fn write_commands(out: &mut String, lab: &Lab, sandbox: &Sandbox) -> std::fmt::R
         format!("nsenter --target {} --user --preserve-credentials", sandbox.outer_pid())
     };
     let path = |machine: &crate::lab::Machine| sandbox.path_from_outside(machine.path()).display().to_string();
-    let socket = sandbox.path_from_outside(&node.socket()).display().to_string();
+    let podgate = format!("{} --socket {}", program.display(), sandbox.path_from_outside(&node.socket()).display());
     let vip = lab.services().first().map(|service| service.vips.v4.to_string()).unwrap_or_default();
     writeln!(out, "\nThe cluster stays until you press Enter or Ctrl-C. In another terminal, try:\n")?;
-    writeln!(out, "  podgate --socket {socket} status")?;
-    writeln!(out, "  podgate --socket {socket} flows")?;
-    writeln!(out, "  podgate --socket {socket} trace --from {} --to {vip}:{SERVICE_PORT}", pod.machine().addresses().v4)?;
+    writeln!(out, "  {podgate} status")?;
+    writeln!(out, "  {podgate} flows")?;
+    writeln!(out, "  {podgate} trace --from {} --to {vip}:{SERVICE_PORT}", pod.machine().addresses().v4)?;
     writeln!(out, "  {enter} --net={} ping -c 3 {vip}", path(pod.machine()))?;
     writeln!(out, "  {enter} --net={} ip route", path(pod.machine()))?;
     writeln!(out, "  {enter} --net={} ip rule", path(node.machine()))?;

@@ -257,9 +257,9 @@ impl Lab {
         self.with_machine(&path.client, |machine| machine.run(|| bulk::send(to, len, Duration::from_secs(30))))?
     }
 
-    /// Bulk transfers, one after the other, along the paths that differ in what the gateways do.
-    pub fn check_throughput(&self, paths: &[Path], len: u64, progress: &dyn Fn(&str)) -> Result<(Vec<Check>, Vec<Throughput>), LabError> {
-        const MEASURED: [&str; 9] = [
+    /// The paths that differ in what the gateways do with a long stream; every other path is one of these with another name.
+    pub fn kinds_of_path(&self) -> Result<Vec<Path>, LabError> {
+        const KINDS: [&str; 9] = [
             "pod to pod, same node",
             "pod to pod, other node",
             "pod to VIP, backend on the same node",
@@ -270,20 +270,35 @@ impl Lab {
             "outside to node port, backend on another node",
             "pod to the outside",
         ];
+        let paths = self.paths()?;
+        Ok(KINDS.iter().filter_map(|name| paths.iter().find(|path| path.name == *name).cloned()).collect())
+    }
+
+    /// Bulk transfers of `len` bytes, one after the other, along each of `paths` over both families: every byte must arrive, at the
+    /// right server, which must see the right client. `after` is called after each.
+    pub fn check_throughput(
+        &self,
+        paths: &[Path],
+        len: u64,
+        after: &mut dyn FnMut(&Check) -> Result<(), LabError>,
+    ) -> Result<(Vec<Check>, Vec<Throughput>), LabError> {
         let (mut checks, mut rows) = (Vec::new(), Vec::new());
-        for path in MEASURED.iter().filter_map(|name| paths.iter().find(|path| path.name == *name)) {
+        for path in paths {
             for family in Family::BOTH {
                 let name = format!("{}, {family}", path.name);
-                progress(&name);
                 let outcome = match self.transfer(path, family, len)? {
                     Ok(transfer) => {
                         let gbit_per_second = transfer.gbit_per_s();
                         rows.push(Throughput { name: name.clone(), bytes: len, gbit_per_second });
-                        Ok(format!("{} MiB arrived at {} with every byte right, {gbit_per_second:.2} Gb/s", len >> 20, transfer.answer.server))
+                        let (server, seen) = (&transfer.answer.server, transfer.answer.seen.ip());
+                        let right = *server == path.server && seen == path.seen.of(family);
+                        let text = format!("{} MiB arrived at {server} from {seen} with every byte right, {gbit_per_second:.2} Gb/s", len >> 20);
+                        if right { Ok(text) } else { Err(format!("{text}; it should be {} from {}", path.server, path.seen.of(family))) }
                     }
                     Err(error) => Err(error.to_string()),
                 };
                 checks.push(check("bulk transfers", format!("bulk, {name}"), outcome));
+                checks.last().map_or(Ok(()), &mut *after)?;
             }
         }
         Ok((checks, rows))

@@ -107,7 +107,7 @@ fn a_pod_gets_its_addresses_routes_and_neighbours_and_leaves_nothing() {
     let known = ["169.254.1.1/32", &errors_come_from, "127.0.0.1/8", "::1/128"];
     assert!(gateway_addresses(&mut site).iter().all(|address| known.contains(&address.as_str())));
 
-    assert!(matches!(site.pods().detach(&pod.id, None).unwrap(), Detached::Gone(gone) if gone == pod));
+    assert!(matches!(site.pods().detach(&pod.id, None).unwrap(), Detached::Gone(gone) if *gone == pod));
     assert_eq!(site.pods().detach(&pod.id, None).unwrap(), Detached::Absent);
     assert_eq!(site.remains(), before);
     assert!(inside.link("eth0").unwrap().is_none());

@@ -47,7 +47,7 @@ pub fn features(interface: &str) -> io::Result<Vec<Feature>> {
 
 /// Switches each of `wanted` on `interface`, which lies in the calling thread's network namespace.
 ///
-/// A name that this kernel does not have is an error; that the device refuses one is not: look with [`features`].
+/// A name that this kernel does not have is an error, and so is one that the device did not follow (`ethtool -K` only says so).
 pub fn set_features(interface: &str, wanted: &[(&str, Switch)]) -> io::Result<()> {
     let device = Device::open(interface)?;
     let names = device.names()?;
@@ -64,7 +64,15 @@ pub fn set_features(interface: &str, wanted: &[(&str, Switch)]) -> io::Result<()
             words[block + 1] |= 1 << (number % 32);
         }
     }
-    device.command(&mut words)
+    device.command(&mut words)?;
+    let found = features(interface)?;
+    let followed = |(name, switch): &&(&str, Switch)| found.iter().any(|feature| feature.name == *name && feature.active == (*switch == Switch::On));
+    let refused: Vec<&str> = wanted.iter().filter(|one| !followed(one)).map(|(name, _)| *name).collect();
+    if refused.is_empty() {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::Unsupported, format!("{interface} does not switch {}", refused.join(", "))))
+    }
 }
 
 /// How an offload is to be.
@@ -103,7 +111,7 @@ impl Device {
         // words as the counts in its head say, which the callers in this file derive from the slice's length.
         match unsafe { libc::ioctl(self.socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } {
             error if error < 0 => Err(io::Error::last_os_error()),
-            // SFEATURES answers with flags for what it could not do (ETHTOOL_F_UNSUPPORTED, _WISH, _COMPAT); the caller looks.
+            // SFEATURES answers with flags for what it could not do (ETHTOOL_F_UNSUPPORTED, _WISH, _COMPAT), not with which; the caller looks.
             _ => Ok(()),
         }
     }
@@ -135,6 +143,15 @@ mod tests {
     fn the_loopback_has_offloads_with_names() {
         let features = features("lo").unwrap();
         assert!(features.iter().any(|feature| feature.name == "tx-udp-segmentation"), "{features:?}");
+    }
+
+    #[test]
+    fn an_offload_that_the_device_does_not_switch_is_an_error() {
+        let Some(netns) = crate::testing::loopback(1500) else { return };
+        let fixed = netns.run(|| features("lo")).unwrap().unwrap().into_iter().find(|feature| feature.active && !feature.changeable).unwrap();
+        let error = netns.run(|| set_features("lo", &[(&fixed.name, Switch::Off)])).unwrap().unwrap_err();
+        assert!(error.to_string().contains(&fixed.name), "{error}");
+        netns.run(|| set_features("lo", &[("tx-udp-segmentation", Switch::Off)])).unwrap().unwrap();
     }
 
     #[test]

@@ -189,9 +189,10 @@ impl Ports {
                 self.release();
             }
             self.bind_wanted(due);
-            self.serve_dhcp();
             // Each turn is bounded; whatever may have more is looked at again at once.
             let busy = self.receive_udp() | self.receive_icmp() | self.receive_dhcp(session.refresh());
+            // Behind its turn, so that the last words of a client that is to go (its release) are heard.
+            self.serve_dhcp();
             let stack = self.stack(session.refresh()).unwrap_or(WAIT_MAX);
             timeout = if busy { Duration::ZERO } else { stack };
         }

@@ -1,6 +1,7 @@
 //! What happens while traffic runs: a killed daemon, rules, routes and devices taken away by hand, endpoints that come and go.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -21,8 +22,8 @@ fn main() -> ExitCode {
     run(|tests| {
         tests.add("an endpoint added to the directory gets connections, one removed gets no more, and other connections live on", endpoints);
         tests.add("a manifest that does not parse changes nothing", bad_manifest);
-        tests.add("connections live through kill -9 of the daemon", |bed| restart(bed, Signal::SIGKILL));
-        tests.add("connections live through SIGTERM and a successor", |bed| restart(bed, Signal::SIGTERM));
+        tests.add("TCP connections and UDP flows live through kill -9 of the daemon", |bed| restart(bed, Signal::SIGKILL));
+        tests.add("TCP connections and UDP flows live through SIGTERM and a successor", |bed| restart(bed, Signal::SIGTERM));
         tests.add("rules that somebody deletes on the node come back", |bed| rules(bed, Place::Node));
         tests.add("rules that somebody deletes in the gateway's namespace come back", |bed| rules(bed, Place::Gateway));
         tests.add("routes that somebody deletes on the node come back", |bed| routes(bed, Place::Node));
@@ -81,15 +82,17 @@ fn recovers(lab: &Lab) -> Outcome {
     }
 }
 
-/// Connections on paths that differ in what the gateways must remember.
+/// Paths that differ in what the gateways must remember.
+const WATCHED: [&str; 5] = [
+    "pod to pod, other node",
+    "pod to VIP, backend on the same node",
+    "pod to VIP, backend on another node",
+    "outside to node port, backend on another node",
+    "pod to the outside",
+];
+
+/// Connections on these paths.
 fn tickers(lab: &Lab) -> Result<Vec<(String, Ticker)>, Box<dyn std::error::Error>> {
-    const WATCHED: [&str; 5] = [
-        "pod to pod, other node",
-        "pod to VIP, backend on the same node",
-        "pod to VIP, backend on another node",
-        "outside to node port, backend on another node",
-        "pod to the outside",
-    ];
     let mut tickers = Vec::new();
     for path in lab.paths()?.into_iter().filter(|path| WATCHED.contains(&path.name.as_str())) {
         for family in Family::BOTH {
@@ -101,8 +104,51 @@ fn tickers(lab: &Lab) -> Result<Vec<(String, Ticker)>, Box<dyn std::error::Error
     Ok(tickers)
 }
 
+/// A UDP flow: a client's socket, and what the server said of itself and of the client when it was opened.
+struct UdpFlow {
+    name: String,
+    socket: UdpSocket,
+    opened: String,
+}
+
+impl UdpFlow {
+    fn open(lab: &Lab, client: &str, to: SocketAddr) -> Result<UdpFlow, Box<dyn std::error::Error>> {
+        let any: SocketAddr = if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+        let socket = lab.with_machine(client, |machine| machine.run(|| UdpSocket::bind(any)))???;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        let mut flow = UdpFlow { name: format!("{client} to {to}"), socket, opened: String::new() };
+        flow.opened = flow.ask().or_else(|_| flow.ask())?;
+        Ok(flow)
+    }
+
+    /// The server's name, and the client's address and port as it sees them.
+    fn ask(&self) -> io::Result<String> {
+        self.socket.send(b"?")?;
+        let mut reply = [0; 200];
+        let len = self.socket.recv(&mut reply)?;
+        Ok(String::from_utf8_lossy(&reply[..len]).lines().next().unwrap_or_default().to_owned())
+    }
+}
+
+/// UDP flows on the same paths, and some of a service with several backends.
+fn udp_flows(lab: &Lab) -> Result<Vec<UdpFlow>, Box<dyn std::error::Error>> {
+    let (paths, web) = (lab.paths()?, lab.service("web")?);
+    let mut flows = Vec::new();
+    for family in Family::BOTH {
+        for path in paths.iter().filter(|path| WATCHED.contains(&path.name.as_str())) {
+            flows.push(UdpFlow::open(lab, &path.client, SocketAddr::new(path.target.of(family), path.port))?);
+        }
+        for _ in 0..8 {
+            flows.push(UdpFlow::open(lab, "a1", SocketAddr::new(web.vips.of(family), 80))?);
+        }
+    }
+    Ok(flows)
+}
+
 fn restart(bed: &Bed, signal: Signal) -> Outcome {
     let lab = with_daemons(bed)?;
+    let udp_flows = udp_flows(lab)?;
     let tickers = tickers(lab)?;
     let node = lab.node(1);
     let took = lab.restart(node, signal)?;
@@ -122,6 +168,15 @@ fn restart(bed: &Bed, signal: Signal) -> Outcome {
         eprintln!("      {name}: {} ms", report.longest_gap.as_millis());
         broken.extend(report.broken.map(|reason| format!("{name}: {reason}")));
     }
+    // The same backend sees the same client: a flow that was opened anew would have another backend or another port.
+    for flow in &udp_flows {
+        match flow.ask().or_else(|_| flow.ask()) {
+            Ok(now) if now == flow.opened => {}
+            Ok(now) => broken.push(format!("UDP, {}: `{}` became `{now}`", flow.name, flow.opened)),
+            Err(error) => broken.push(format!("UDP, {}: {error}", flow.name)),
+        }
+    }
+    eprintln!("      {} UDP flows were asked as well", udp_flows.len());
     if broken.is_empty() { still_works(lab) } else { Err(broken.join("; ").into()) }
 }
 

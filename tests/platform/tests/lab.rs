@@ -1,6 +1,7 @@
 //! The lab itself, without any gateway: what the other programs rely on must hold of the kernel alone.
 
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 fn main() -> ExitCode {
     run(|tests| {
         tests.add("nodes and the outside exchange TCP, UDP and ICMP over the underlay", exchange);
+        tests.add("a server waits for a client that pauses", pause);
         tests.add("a datagram with a false source arrives where nothing checks it", false_source);
         tests.add("offloads of the underlay can be switched", offloads);
         tests.add("a route's path MTU is reported to a sender that forbids fragments", path_mtu_is_reported);
@@ -58,6 +60,28 @@ fn exchange(bed: &Bed) -> Outcome {
         let nobody = SocketAddr::new(address.ip(), PORT + 1);
         assert!(from.run(|| client::tcp(nobody, 1, PATIENCE))?.is_err(), "nobody listens there");
     }
+    Ok(())
+}
+
+/// As a stream does that waits for a retransmission, which takes 200 ms at least.
+fn pause(bed: &Bed) -> Outcome {
+    let lab = machines(bed, "pause")?;
+    let to = lab.node(1).machine().addresses().server(Family::V4);
+    lab.outside().run(|| -> std::io::Result<()> {
+        let mut stream = TcpStream::connect(to)?;
+        stream.write_all(b"Ebefore and ")?;
+        // Nothing comes before the end, however long that takes.
+        stream.set_read_timeout(Some(Duration::from_millis(600)))?;
+        let early = stream.read(&mut [0; 100]);
+        assert!(early.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{early:?}");
+        stream.write_all(b"after")?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut reply = String::new();
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.read_to_string(&mut reply)?;
+        assert!(reply.ends_with("\nbefore and after"), "{reply}");
+        Ok(())
+    })??;
     Ok(())
 }
 

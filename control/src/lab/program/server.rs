@@ -26,6 +26,9 @@ pub const SPOOF_MARK: &[u8] = b"podgate-spoof ";
 /// How often a server's threads look whether they are to end. It only bounds how long a shutdown takes.
 const POLL: Duration = Duration::from_millis(200);
 
+/// How long a connection may stand still. Clients give up before, and say so.
+const STALLED: Duration = Duration::from_secs(60);
+
 /// A running server. It ends when this is dropped.
 pub struct Server {
     notes: Arc<Notes>,
@@ -152,6 +155,8 @@ fn serve_tcp(name: &str, listener: &TcpListener, notes: &Arc<Notes>) {
 
 fn serve_connection(name: &str, mut stream: TcpStream, client: SocketAddr, notes: &Notes) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    // Linux hands the listener's timeout down to what it accepts, and a retransmission alone takes as long.
+    stream.set_read_timeout(Some(STALLED))?;
     let mut wanted = [0; 1];
     stream.read_exact(&mut wanted)?;
     let greeting = format!("{name} {client}\n");
