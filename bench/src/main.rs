@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use podgate_bench::{e2e, limits};
+use podgate_bench::{attach, e2e, limits};
 
 #[derive(Debug, Parser)]
 #[command(name = "podgate-bench", version, about = "Podgate's figures, beside what else could carry the packets")]
@@ -16,6 +16,8 @@ struct Cli {
 enum Command {
     /// Real traffic through real devices in namespaces made for it, each subject in turn (needs root, or user namespaces)
     E2e(e2e::Options),
+    /// Many containers attached at once, beside the reference CNI plugins (needs root, or user namespaces)
+    Attach(attach::Options),
     /// Whether pods' bandwidth limits hold, TCP and UDP, both directions (needs root, or user namespaces)
     Limits(limits::Options),
 }
@@ -23,6 +25,7 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::E2e(options) => e2e::main(&options),
+        Command::Attach(options) => attach::main(&options),
         Command::Limits(options) => limits::main(&options),
     }
 }

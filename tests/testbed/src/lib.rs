@@ -18,6 +18,12 @@
 //! which takes everything away at its end, be it by panic or `kill -9`. What a machine cannot run is skipped with its reason in the test's name, and
 //! counted by libtest as ignored; with `PODGATE_REQUIRE_LAB=1` in the environment, a missing sandbox is a failure.
 
+pub mod cni;
+pub mod need;
+pub mod runtime;
+pub mod tool;
+pub mod traces;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, OnceLock};
@@ -26,6 +32,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use podgate::lab::matrix::Check;
 use podgate::lab::sandbox::{self, Entered};
 use podgate::lab::{Lab, LabError, NodeSettings, Sandbox};
+
+pub use need::Need;
 
 /// What a test returns: any error fails it with its text.
 pub type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -42,6 +50,7 @@ pub struct Bed {
     lab: OnceLock<Lab>,
     settings: OnceLock<NodeSettings>,
     binary: OnceLock<PathBuf>,
+    plugin: OnceLock<PathBuf>,
 }
 
 impl Tests {
@@ -54,7 +63,7 @@ impl Tests {
 
     /// Adds a test that needs something which this machine may not have; without it the test is ignored, with the reason.
     pub fn add_if(&mut self, need: Need, name: &str, test: impl FnOnce(&Bed) -> Outcome + Send + 'static) {
-        match need.missing() {
+        match need.missing(self.bed.sandbox.as_ref()) {
             None => self.add(name, test),
             Some(reason) => self.trials.push(Trial::test(format!("{name} [SKIPPED: {reason}]"), || Ok(())).with_ignored_flag(true)),
         }
@@ -64,22 +73,6 @@ impl Tests {
     pub fn configure(&mut self, settings: NodeSettings) {
         // The first wins: it is called once, from the program's list of tests.
         let _ = self.bed.settings.set(settings);
-    }
-}
-
-/// Something that not every machine has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
-    /// A program on the path.
-    Program(&'static str),
-}
-
-impl Need {
-    fn missing(self) -> Option<String> {
-        let Need::Program(name) = self;
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|directory| directory.join(name).is_file());
-        if found { None } else { Some(format!("there is no `{name}` here")) }
     }
 }
 
@@ -102,7 +95,12 @@ impl Bed {
 
     /// The `podgate` program, built from this workspace in the profile of the tests unless `PODGATE_BINARY` names one.
     pub fn binary(&self) -> PathBuf {
-        self.binary.get_or_init(find_binary).clone()
+        self.binary.get_or_init(|| find_binary("podgate", "podgate", "PODGATE_BINARY")).clone()
+    }
+
+    /// The CNI plugin, built in the same way unless `PODGATE_CNI_BINARY` names one.
+    pub fn plugin(&self) -> PathBuf {
+        self.plugin.get_or_init(|| find_binary("podgate-cni", "podgate-cni", "PODGATE_CNI_BINARY")).clone()
     }
 }
 
@@ -116,7 +114,7 @@ pub fn run(list: impl FnOnce(&mut Tests)) -> ExitCode {
         Some(Entered::Inside(sandbox)) => Some(sandbox),
         None => None,
     };
-    let bed = Bed { sandbox, lab: OnceLock::new(), settings: OnceLock::new(), binary: OnceLock::new() };
+    let bed = Bed { sandbox, lab: OnceLock::new(), settings: OnceLock::new(), binary: OnceLock::new(), plugin: OnceLock::new() };
     let mut tests = Tests { bed: Arc::new(bed), trials: Vec::new() };
     list(&mut tests);
     let arguments = Arguments { test_threads: Some(1), ..arguments };
@@ -145,25 +143,25 @@ pub fn all_hold(checks: &[Check]) -> Outcome {
 }
 
 /// The test program lies in `target/PROFILE/deps`, the binary one directory above.
-fn find_binary() -> PathBuf {
-    if let Some(binary) = std::env::var_os("PODGATE_BINARY") {
+fn find_binary(package: &str, name: &str, variable: &str) -> PathBuf {
+    if let Some(binary) = std::env::var_os(variable) {
         return binary.into();
     }
     let own = std::env::current_exe().expect("a running program has a path");
     let profile = own.parent().and_then(Path::parent).expect("a test program lies in target/PROFILE/deps");
-    let binary = profile.join("podgate");
+    let binary = profile.join(name);
     // Under cargo the program is brought up to date, as cargo itself does for a package's own tests.
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "-p", "podgate", "--bin", "podgate", "--manifest-path"]);
+        build.args(["build", "--quiet", "-p", package, "--bin", name, "--manifest-path"]);
         build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml"));
         build.env("CARGO_TARGET_DIR", profile.parent().unwrap_or(profile));
         if profile.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");
         }
         let built = build.status().is_ok_and(|status| status.success());
-        assert!(built, "`cargo build -p podgate` failed: build it first, or name the program with PODGATE_BINARY");
+        assert!(built, "`cargo build -p {package}` failed: build it first, or name the program with {variable}");
     }
-    assert!(binary.is_file(), "there is no {}: run `cargo build -p podgate`, or name the program with PODGATE_BINARY", binary.display());
+    assert!(binary.is_file(), "there is no {}: run `cargo build -p {package}`, or name the program with {variable}", binary.display());
     binary
 }
