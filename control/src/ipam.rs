@@ -1,6 +1,6 @@
 //! Addresses for this node's pods, from the node's pod ranges, never given out twice.
 //!
-//! An interface gets one address of each family, of the node's own pool or of one that it asks for by name ([`space`] says which addresses a
+//! An interface gets one address of each family, of the node's own pool or of one that it asks for by name (`space` says which addresses a
 //! pool has), chosen in this order:
 //!
 //! 1. what the configuration reserves for the pod of that name;
