@@ -143,7 +143,10 @@ impl Daemon {
         self.route();
         self.refresh().await;
         self.leaving.set(self.leaving.get() - 1);
-        self.release(&owner(pod));
+        // Another ADD may have come for it meanwhile (this DEL's shim was killed, and the next one found nothing): the addresses are its.
+        if self.inner.borrow().pods.find(id).is_none() {
+            self.release(&owner(pod));
+        }
         if pod.leases
             && let Err(e) = self.relay_dhcp()
         {

@@ -63,6 +63,8 @@ struct Runtime<'a> {
     containers: Vec<Container>,
     /// The addresses of those whose last call was a successful ADD.
     attached: BTreeMap<usize, Vec<IpAddr>>,
+    /// What was done since the last comparison.
+    history: Vec<String>,
     /// How long calls take at most, so that a moment in their midst can be chosen.
     longest: Duration,
 }
@@ -79,14 +81,19 @@ fn kills(bed: &Bed) -> Outcome {
     let directory = lab.directory().join("containers");
     let containers = (0..CONTAINERS).map(|number| Container::new(&directory, &format!("k{number}"))).collect::<Result<_, LabError>>()?;
     let config = network(node, "podgate", "1.1.0", &Value::Null);
-    let mut runtime = Runtime { lab, node, plugin, config, containers, attached: BTreeMap::new(), longest: Duration::from_millis(20) };
+    let mut runtime =
+        Runtime { lab, node, plugin, config, containers, attached: BTreeMap::new(), history: Vec::new(), longest: Duration::from_millis(20) };
     let mut random = Random(seed.max(1));
     let mut outcomes: BTreeMap<(Victim, &str, &str), u64> = BTreeMap::new();
     for operation in 1..=operations {
-        let outcome = runtime.operate(&mut random).map_err(|error| format!("operation {operation} of seed {seed}: {error}"))?;
+        let told = |error: &dyn std::fmt::Display, history: &[String]| {
+            format!("at operation {operation} of seed {seed}: {error}\nbefore it:\n{}\nthe daemon's log:\n{}", history.join("\n"), node.log_tail(60))
+        };
+        let outcome = runtime.operate(&mut random).map_err(|error| told(&error, &runtime.history))?;
         *outcomes.entry(outcome).or_default() += 1;
         if operation % ROUND == 0 || operation == operations {
-            runtime.collect_and_compare(&before).map_err(|error| format!("after operation {operation} of seed {seed}: {error}"))?;
+            runtime.collect_and_compare(&before).map_err(|error| told(&error, &runtime.history))?;
+            runtime.history.clear();
         }
     }
     for ((victim, verb, end), count) in &outcomes {
@@ -145,6 +152,13 @@ impl Runtime<'_> {
             (_, false, Some(_)) => "failed",
             (_, false, None) => "was killed",
         };
+        self.history.push(format!(
+            "{} of {}, killed {victim:?} after {} ms at most: {end} {}",
+            verb.name(),
+            target.container,
+            moment.as_millis(),
+            answer.json
+        ));
         if victim == Victim::Nobody && !answer.status.success() {
             return Err(format!("{} failed although nobody was killed: {} {}", verb.name(), answer.json, answer.stderr).into());
         }
