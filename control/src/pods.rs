@@ -25,13 +25,12 @@ use crate::netlink::{Family, Mac, MissingIsFine, Netlink, NetlinkError};
 use crate::routing::{PREF_POD, PodRoute};
 use ipnetwork::IpNetwork;
 pub use kernel::{POD_GATEWAY_V6, gateway_of};
-use nix::fcntl::{Flock, FlockArg};
 use podgate_cni::protocol::{Bandwidth, PortMapping};
 use podgate_cni::result::Route;
 use podgate_runtime::netns::Netns;
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -301,6 +300,8 @@ pub struct Pods {
     netlink: Netlink,
     path: PathBuf,
     counter: PathBuf,
+    /// The number of the last veth, once it has been read.
+    last_number: Option<u64>,
     entries: Vec<Entry>,
     /// What was asked for those that wait for their addresses. A successor undoes them instead.
     waiting: Vec<AttachSpec>,
@@ -320,7 +321,7 @@ impl Pods {
             }
         };
         let netlink = Netlink::open(gateway.netns()).map_err(of("the gateway's namespace"))?;
-        let mut pods = Pods { gateway, netlink, path, counter: runtime_dir.join(COUNTER_FILE), entries, waiting: Vec::new() };
+        let mut pods = Pods { gateway, netlink, path, counter: runtime_dir.join(COUNTER_FILE), last_number: None, entries, waiting: Vec::new() };
         let unfinished: Vec<String> = pods.entries.iter().filter(|entry| entry.stage == Stage::Attaching).map(|entry| entry.pod.id.clone()).collect();
         for id in unfinished {
             pods.detach(&id, None)?;
@@ -490,20 +491,27 @@ impl Pods {
     }
 
     /// A name that no veth had in this boot: the runtime directory does not outlive a boot, and if it does, numbers go on.
-    fn next_name(&self) -> Result<String, PodError> {
+    /// Whoever has the lock of the runtime directory has the file to itself, so it is read once.
+    fn next_name(&mut self) -> Result<String, PodError> {
         let file = |operation| {
             let path = self.counter.clone();
             move |source| PodError::File { operation, path, source }
         };
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.counter).map_err(file("open"))?;
-        let mut locked = Flock::lock(open, FlockArg::LockExclusive).map_err(|(_, errno)| file("lock")(errno.into()))?;
-        let mut text = String::new();
-        locked.read_to_string(&mut text).map_err(file("read"))?;
-        // A file that was cut short must not start again at 1 while there are veths.
-        let of_kernel = self.netlink.links().map_err(of("the gateway's namespace"))?;
-        let highest = of_kernel.iter().filter_map(|link| link.name.strip_prefix(VETH_PREFIX)?.parse::<u64>().ok()).max().unwrap_or(0);
-        let number = text.trim().parse::<u64>().unwrap_or(0).max(highest) + 1;
-        locked.rewind().and_then(|()| locked.write_all(format!("{number:020}\n").as_bytes())).map_err(file("write"))?;
+        let last = match self.last_number {
+            Some(last) => last,
+            None => {
+                let bytes = read_if_any(&self.counter).map_err(file("read"))?.unwrap_or_default();
+                // A file that was cut short must not start again at 1 while there are veths.
+                let of_kernel = self.netlink.links().map_err(of("the gateway's namespace"))?;
+                let highest = of_kernel.iter().filter_map(|link| link.name.strip_prefix(VETH_PREFIX)?.parse::<u64>().ok()).max().unwrap_or(0);
+                String::from_utf8_lossy(&bytes).trim().parse::<u64>().unwrap_or(0).max(highest)
+            }
+        };
+        let number = last + 1;
+        // In place, so that no moment finds it empty: every number has as many digits.
+        let open = OpenOptions::new().write(true).create(true).truncate(false).open(&self.counter);
+        open.and_then(|mut file| file.write_all(format!("{number:020}\n").as_bytes())).map_err(file("write"))?;
+        self.last_number = Some(number);
         Ok(format!("{VETH_PREFIX}{number}"))
     }
 

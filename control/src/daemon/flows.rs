@@ -3,15 +3,20 @@
 use podgate_core::addr::protocol;
 use podgate_core::decide::still_serves;
 use podgate_core::flow::{Flow, FlowTable, Kind, Opener};
+use podgate_core::service::{Backend, ServiceTable};
 use podgate_core::snapshot::Snapshot;
 
-/// Ends the flows that `now` does not allow any more, and says how many.
+/// Ends the flows that `now` does not allow any more, and says how many. The whole table is read only if some flow can be among them: a pod
+/// that comes ends none.
 ///
 /// A UDP flow whose endpoint serves no more ends, so that the client's next datagram gets a new one (row 10). Every flow of a pod that was taken
 /// away ends before its address is used again, and every flow from or to a node or gateway address that is gone.
 pub fn end_stale(flows: FlowTable<'_>, before: &Snapshot, now: &Snapshot) -> usize {
     let pod_left = |addr| before.pods.get(addr).is_some() && now.pods.get(addr).is_none();
     let address_left = |addr| before.node.owns(addr) && !now.node.owns(addr) || before.node.is_gateway(addr) && !now.node.is_gateway(addr);
+    if !any_can_end(before, now) {
+        return 0;
+    }
     let over = |flow: &Flow| {
         let (client, backend) = (flow.original.src, flow.reply.src);
         let ends = [client, flow.original.dst, backend, flow.reply.dst];
@@ -19,4 +24,57 @@ pub fn end_stale(flows: FlowTable<'_>, before: &Snapshot, now: &Snapshot) -> usi
         endpoint_left || pod_left(backend) || flow.opener == Opener::Pod && pod_left(client) || ends.into_iter().any(address_left)
     };
     flows.end_matching(over)
+}
+
+/// Whether something left that a flow may have been to or from.
+fn any_can_end(before: &Snapshot, now: &Snapshot) -> bool {
+    let pod_left = before.pods.iter().any(|(addr, _)| now.pods.get(addr).is_none());
+    let address_left =
+        (&before.node.addresses, before.node.gateway_v4, before.node.gateway_v6) != (&now.node.addresses, now.node.gateway_v4, now.node.gateway_v6);
+    pod_left || address_left || udp_backend_left(&before.services, &now.services)
+}
+
+/// Whether a UDP frontend or one of its backends is no longer there.
+fn udp_backend_left(before: &ServiceTable, now: &ServiceTable) -> bool {
+    before.differing(now).filter(|(key, _)| key.protocol == protocol::UDP).any(|(key, old)| {
+        let Some(new) = now.get(key).filter(|new| new.service.id == old.service.id) else { return true };
+        let there = |backend: &Backend| new.service.cluster.contains(backend) || new.service.local.contains(backend);
+        old.service.cluster.iter().chain(old.service.local.iter()).any(|backend| !there(backend))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use podgate_core::service::{Face, Frontend, FrontendKey, Place, ServicePort, TrafficPolicy};
+
+    use super::*;
+
+    fn table(backends: &[u8], protocol: u8) -> ServiceTable {
+        let backend = |last: &u8| Backend { addr: std::net::IpAddr::from([10, 244, 1, *last]).into(), port: 53, place: Place::LocalPod };
+        let backends: Arc<[Backend]> = backends.iter().map(backend).collect();
+        let service = ServicePort {
+            id: 7,
+            name: "default/dns".into(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            cluster: backends.clone(),
+            local: backends,
+            affinity: None,
+            source_ranges: Vec::new(),
+        };
+        let frontend = Frontend { face: Face::ClusterIp, service: Arc::new(service) };
+        ServiceTable::default().with([(FrontendKey::new([10, 96, 0, 10].into(), 53, protocol), Some(frontend))])
+    }
+
+    #[test]
+    fn only_a_udp_backend_that_leaves_can_end_a_flow() {
+        let both = table(&[1, 2], protocol::UDP);
+        assert!(!udp_backend_left(&both, &both.clone()));
+        assert!(!udp_backend_left(&table(&[1], protocol::UDP), &both), "one more");
+        assert!(udp_backend_left(&both, &table(&[2], protocol::UDP)), "one less");
+        assert!(udp_backend_left(&both, &ServiceTable::default()), "none any more");
+        assert!(!udp_backend_left(&table(&[1, 2], protocol::TCP), &table(&[2], protocol::TCP)), "TCP goes on");
+    }
 }

@@ -193,6 +193,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         health,
         inner: RefCell::new(inner),
         plan,
+        refreshes: Refreshes::default(),
         leaving: Cell::new(0),
         dataplane: RefCell::new(Some(Arc::new(dataplane))),
         config,
@@ -346,10 +347,19 @@ pub(crate) struct Daemon {
     /// The reconciler's plan.
     plan: watch::Sender<RoutingPlan>,
     inner: RefCell<Inner>,
+    refreshes: Refreshes,
     /// How many attachments are being detached: their addresses are theirs until the workers know.
     leaving: Cell<usize>,
     /// `None` only while it is being replaced.
     dataplane: RefCell<Option<Arc<Runtime>>>,
+}
+
+/// Refreshes in their order: how many have been asked for, and up to which of them is done.
+#[derive(Default)]
+struct Refreshes {
+    turn: tokio::sync::Mutex<()>,
+    asked: Cell<u64>,
+    done: Cell<u64>,
 }
 
 struct Inner {
@@ -384,8 +394,21 @@ impl Daemon {
         self.dataplane.borrow().clone().ok_or_else(|| answers::error(11, "the dataplane is being restarted; try again".into()))
     }
 
-    /// Compiles what there is, publishes it if it differs, and brings rules, routes and sockets in step.
+    /// Compiles what there is, publishes it if it differs, and brings rules, routes and sockets in step. Whoever asks while another's is
+    /// under way shares the next one: a hundred pods that come at once cost a few publications, not a hundred.
     async fn refresh(&self) {
+        let mine = self.refreshes.asked.get() + 1;
+        self.refreshes.asked.set(mine);
+        let _turn = self.refreshes.turn.lock().await;
+        if self.refreshes.done.get() >= mine {
+            return;
+        }
+        let covers = self.refreshes.asked.get();
+        self.refresh_now().await;
+        self.refreshes.done.set(covers);
+    }
+
+    async fn refresh_now(&self) {
         let before = {
             let mut inner = self.inner.borrow_mut();
             self.look_at_machine(&mut inner);

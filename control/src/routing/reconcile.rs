@@ -22,6 +22,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 const SETTLE: Duration = Duration::from_millis(10);
 /// The longest pause between two tries, which keeps repairs within a second.
 const PAUSE_MAX: Duration = Duration::from_millis(800);
+/// After a comparison that found nothing to do, so many times what it took is left to others: while pods come by the dozen, each is a reason
+/// to compare, and with many pods a comparison takes milliseconds.
+const REST: u32 = 10;
+/// But no longer than this.
+const REST_MAX: Duration = Duration::from_millis(300);
 /// Without any event, compare anyway this often.
 const AUDIT: Duration = Duration::from_secs(10);
 
@@ -157,6 +162,7 @@ impl Reconciler {
         loop {
             let now = plan.borrow_and_update().clone();
             let mut quiet = true;
+            let began = Instant::now();
             for side in std::mem::take(&mut due).into_iter().flatten() {
                 match self.look(side, &now) {
                     Ok(told) => {
@@ -176,7 +182,7 @@ impl Reconciler {
                     }
                 }
             }
-            pause = if quiet { SETTLE } else { (pause * 2).min(PAUSE_MAX) };
+            pause = if quiet { (began.elapsed() * REST).clamp(SETTLE, REST_MAX) } else { (pause * 2).min(PAUSE_MAX) };
             let retry = Instant::now() + PAUSE_MAX;
             let failed = due.iter().any(Option::is_some);
             loop {

@@ -178,6 +178,12 @@ impl ServiceTable {
         self.shards.iter().flat_map(|shard| shard.iter())
     }
 
+    /// The frontends of shards that `other` does not share: all that can differ from it, and their neighbours.
+    pub fn differing<'a>(&'a self, other: &'a ServiceTable) -> impl Iterator<Item = (&'a FrontendKey, &'a Frontend)> {
+        let shards = self.shards.iter().zip(other.shards.iter()).filter(|(ours, theirs)| !Arc::ptr_eq(ours, theirs));
+        shards.flat_map(|(ours, _)| ours.iter())
+    }
+
     /// The table after `changes`: a frontend to put, or `None` to take away. Copies the shards that change and no other.
     pub fn with(&self, changes: impl IntoIterator<Item = (FrontendKey, Option<Frontend>)>) -> ServiceTable {
         let mut next = self.clone();
