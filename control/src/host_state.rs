@@ -346,9 +346,14 @@ pub fn cleanup(node: &Netns, traces: &Traces<'_>) -> Result<Cleaned, CleanupErro
         Err(error) => cleaned.kept.push(GatewayNsError::to_string(&error)),
     }
     let files = traces.runtime_files.iter().map(|name| traces.runtime_dir.join(name));
-    let own = [traces.runtime_dir.join(crate::pods::COUNTER_FILE), traces.state_dir.join(crate::pods::FILE)];
+    let own = [
+        traces.runtime_dir.join(crate::pods::COUNTER_FILE),
+        traces.runtime_dir.join(podgate_cni::NOTES),
+        traces.state_dir.join(crate::pods::DIRECTORY),
+    ];
     for path in files.chain(own) {
-        match std::fs::remove_file(&path) {
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match removed {
             Ok(()) => cleaned.removed.push(path.display().to_string()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => cleaned.kept.push(format!("{}: {error}", path.display())),

@@ -11,8 +11,8 @@
 //! goes up, and removed first. Rules of a deleted veth would attach themselves to the next interface of that name, so a name is
 //! never used twice within a boot.
 //!
-//! Every attachment is written to `<stateDir>/pods.json` before the kernel is touched: a successor of a killed daemon finds its
-//! pods there, and undoes what was half done. The file need not survive the machine, only the process: no pod outlives a boot.
+//! Every attachment has a file in `<stateDir>/pods`, written before the kernel is touched: a successor of a killed daemon finds its
+//! pods there, and undoes what was half done. The files need not survive the machine, only the process: no pod outlives a boot.
 //!
 //! `kernel` has the pod's side of it, link by link.
 
@@ -34,8 +34,8 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-/// The record's name in the state directory.
-pub const FILE: &str = "pods.json";
+/// The records' directory in the state directory.
+pub const DIRECTORY: &str = "pods";
 /// The name, in the runtime directory, of the file that holds the number of the last veth of this boot.
 pub const COUNTER_FILE: &str = "veth-counter";
 /// What the host ends of veths are called, with a number behind it.
@@ -276,6 +276,8 @@ pub enum Detached {
 enum Stage {
     Attaching,
     Whole,
+    /// Its rules are gone, its veth goes with those of others that leave; never written.
+    Leaving,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -285,12 +287,14 @@ struct Entry {
     pod: Attached,
 }
 
+/// What an entry's file holds.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Record {
     schema_version: u32,
     boot_id: String,
-    pods: Vec<Entry>,
+    #[serde(flatten)]
+    entry: Entry,
 }
 
 /// The pods of this node.
@@ -298,8 +302,10 @@ struct Record {
 pub struct Pods {
     gateway: GatewayNs,
     netlink: Netlink,
-    path: PathBuf,
+    directory: PathBuf,
+    boot_id: String,
     counter: PathBuf,
+    veths_are_hosts: bool,
     /// The number of the last veth, once it has been read.
     last_number: Option<u64>,
     entries: Vec<Entry>,
@@ -311,17 +317,12 @@ impl Pods {
     /// Finds the pods that an earlier run attached in this boot. What was half done is undone, and so is what hangs in the
     /// gateway's namespace without being recorded. Pods whose namespace is gone stay in [`Pods::lost`] until they are detached.
     pub fn open(gateway: GatewayNs, runtime_dir: &Path, state_dir: &Path) -> Result<Pods, PodError> {
-        let path = state_dir.join(FILE);
-        let file = |operation, source| PodError::File { operation, path: path.clone(), source };
-        let entries = match read_if_any(&path).map_err(|source| file("read", source))? {
-            None => Vec::new(),
-            Some(bytes) => {
-                let record: Record = serde_json::from_slice(&bytes).map_err(|error| file("understand", error.into()))?;
-                if record.boot_id == boot_id() { record.pods } else { Vec::new() }
-            }
-        };
+        let (directory, boot_id) = (state_dir.join(DIRECTORY), boot_id());
+        let entries = read_records(&directory, &boot_id)?;
         let netlink = Netlink::open(gateway.netns()).map_err(of("the gateway's namespace"))?;
-        let mut pods = Pods { gateway, netlink, path, counter: runtime_dir.join(COUNTER_FILE), last_number: None, entries, waiting: Vec::new() };
+        let veths_are_hosts = kernel::veths_are_hosts(gateway.netns());
+        let counter = runtime_dir.join(COUNTER_FILE);
+        let mut pods = Pods { gateway, netlink, directory, boot_id, counter, veths_are_hosts, last_number: None, entries, waiting: Vec::new() };
         let unfinished: Vec<String> = pods.entries.iter().filter(|entry| entry.stage == Stage::Attaching).map(|entry| entry.pod.id.clone()).collect();
         for id in unfinished {
             pods.detach(&id, None)?;
@@ -335,9 +336,9 @@ impl Pods {
         &self.gateway
     }
 
-    /// Every pod on record.
+    /// Every pod on record, but those that leave.
     pub fn list(&self) -> impl Iterator<Item = &Attached> {
-        self.entries.iter().map(|entry| &entry.pod)
+        self.entries.iter().filter(|entry| entry.stage != Stage::Leaving).map(|entry| &entry.pod)
     }
 
     /// The pod of that attachment.
@@ -387,7 +388,7 @@ impl Pods {
             options: spec.options.clone(),
         };
         self.entries.push(Entry { stage: Stage::Attaching, pod: pod.clone() });
-        let mut attached = self.save().and_then(|()| self.make_link(pod_ns, &pod_netlink, spec, pod));
+        let mut attached = self.record(Stage::Attaching, &pod).and_then(|()| self.make_link(pod_ns, &pod_netlink, spec, pod));
         if !spec.addresses.is_empty() {
             attached = attached.and_then(|pod| self.join(&pod_netlink, spec, pod));
         }
@@ -437,14 +438,24 @@ impl Pods {
     }
 
     fn replace(&mut self, stage: Stage, pod: Attached) -> Result<(), PodError> {
-        self.entries.retain(|entry| entry.pod.id != pod.id);
-        self.entries.push(Entry { stage, pod });
-        self.save()
+        self.entries.retain(|entry| entry.pod.veth != pod.veth);
+        self.entries.push(Entry { stage, pod: pod.clone() });
+        self.record(stage, &pod)
     }
 
     /// Detaches a pod: its rules first, then its veth, which takes routes and neighbours with it, and what is left in the pod's
     /// namespace, if that is at hand. Succeeds twice, and with the namespace gone.
     pub fn detach(&mut self, id: &str, pod_ns: Option<&Netns>) -> Result<Detached, PodError> {
+        let detached = self.condemn(id, pod_ns)?;
+        match self.sweep_leaving().pop() {
+            Some(error) => Err(error),
+            None => Ok(detached),
+        }
+    }
+
+    /// The first half of [`Pods::detach`]: from now on nothing of the pod passes and it is not listed any more; its veth goes with the next
+    /// [`Pods::sweep_leaving`]. Until then its address is taken.
+    pub fn condemn(&mut self, id: &str, pod_ns: Option<&Netns>) -> Result<Detached, PodError> {
         self.waiting.retain(|spec| spec.id != id);
         let Some(pod) = self.find(id).cloned() else { return Ok(Detached::Absent) };
         let error = of(id);
@@ -454,14 +465,36 @@ impl Pods {
         if let Some(pod_ns) = pod_ns.filter(|pod_ns| (pod_ns.id().dev, pod_ns.id().ino) == pod.netns) {
             kernel::withdraw(pod_ns, &pod).map_err(&error)?;
         }
-        self.netlink.delete_link(&pod.veth).or_missing().map_err(&error)?;
-        self.entries.retain(|entry| entry.pod.id != id);
-        self.save()?;
+        self.entries.iter_mut().filter(|entry| entry.pod.veth == pod.veth).for_each(|entry| entry.stage = Stage::Leaving);
         Ok(Detached::Gone(Box::new(pod)))
     }
 
+    /// Whether a pod of that name is on its way out.
+    pub fn is_leaving(&self, id: &str) -> bool {
+        self.entries.iter().any(|entry| entry.stage == Stage::Leaving && entry.pod.id == id)
+    }
+
+    /// The second half, for all that leave at once: the kernel takes some 20 ms for a veth, and as much for a hundred. What could not be
+    /// taken away stays attached, and is told.
+    pub fn sweep_leaving(&mut self) -> Vec<PodError> {
+        let leaving: Vec<Attached> = self.entries.iter().filter(|entry| entry.stage == Stage::Leaving).map(|entry| entry.pod.clone()).collect();
+        let names: Vec<&str> = leaving.iter().map(|pod| pod.veth.as_str()).collect();
+        let together = names.len() > 1 && self.netlink.delete_links(&names).is_ok();
+        let mut errors = Vec::new();
+        for pod in leaving {
+            let gone = if together { Ok(()) } else { self.netlink.delete_link(&pod.veth).or_missing().map_err(of(&pod.id)) };
+            if let Err(error) = gone.and_then(|()| self.forget(&pod.veth)) {
+                self.entries.iter_mut().filter(|entry| entry.pod.veth == pod.veth).for_each(|entry| entry.stage = Stage::Whole);
+                errors.push(error);
+                continue;
+            }
+            self.entries.retain(|entry| entry.pod.veth != pod.veth);
+        }
+        errors
+    }
+
     fn refuse_taken(&self, addresses: &[IpAddr]) -> Result<(), PodError> {
-        for pod in self.list() {
+        for pod in self.entries.iter().map(|entry| &entry.pod) {
             if let Some(address) = pod.addresses.iter().find(|address| addresses.contains(address)) {
                 return Err(PodError::AddressTaken { address: *address, owner: pod.id.clone(), veth: pod.veth.clone() });
             }
@@ -515,11 +548,45 @@ impl Pods {
         Ok(format!("{VETH_PREFIX}{number}"))
     }
 
-    fn save(&self) -> Result<(), PodError> {
-        let record = Record { schema_version: 1, boot_id: boot_id(), pods: self.entries.clone() };
+    fn record(&self, stage: Stage, pod: &Attached) -> Result<(), PodError> {
+        let record = Record { schema_version: 1, boot_id: self.boot_id.clone(), entry: Entry { stage, pod: pod.clone() } };
         let bytes = serde_json::to_vec(&record).expect("plain data is always JSON");
-        write_atomically(&self.path, &bytes).map_err(|source| PodError::File { operation: "write", path: self.path.clone(), source })
+        let path = self.file_of(&pod.veth);
+        write_atomically(&path, &bytes).map_err(|source| PodError::File { operation: "write", path, source })
     }
+
+    fn forget(&self, veth: &str) -> Result<(), PodError> {
+        let path = self.file_of(veth);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PodError::File { operation: "remove", path, source }),
+            _ => Ok(()),
+        }
+    }
+
+    fn file_of(&self, veth: &str) -> PathBuf {
+        self.directory.join(format!("{veth}.json"))
+    }
+}
+
+/// The entries of this boot. Files of another are removed: what they tell of is gone, and its veths' names are given anew.
+fn read_records(directory: &Path, boot_id: &str) -> Result<Vec<Entry>, PodError> {
+    let file = |operation, path: &Path, source| PodError::File { operation, path: path.to_owned(), source };
+    let found = match std::fs::read_dir(directory) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|source| file("read", directory, source))?,
+    };
+    let mut entries = Vec::new();
+    for path in found.flatten().map(|found| found.path()).filter(|path| path.extension().is_some_and(|extension| extension == "json")) {
+        let Some(bytes) = read_if_any(&path).map_err(|source| file("read", &path, source))? else { continue };
+        let record: Record = serde_json::from_slice(&bytes).map_err(|error| file("understand", &path, error.into()))?;
+        if record.boot_id == boot_id {
+            entries.push(record.entry);
+        } else {
+            std::fs::remove_file(&path).map_err(|source| file("remove", &path, source))?;
+        }
+    }
+    entries.sort_by_key(|entry| entry.pod.veth_index);
+    Ok(entries)
 }
 
 fn of(id: &str) -> impl Fn(NetlinkError) -> PodError {

@@ -53,6 +53,7 @@ impl Daemon {
             return Err(error(INVALID_ENVIRONMENT, message));
         }
         let id = id_of(attachment);
+        self.wait_for_leaving(&id).await;
         if let Some(pod) = self.inner.borrow().pods.find(&id) {
             if request.attempt != 0 && pod.attempt == request.attempt {
                 return Ok(self.result(attachment, pod));
@@ -137,12 +138,18 @@ impl Daemon {
     /// Takes an interface away, then gives its addresses back. Its flows end with the publication, before an address can be given to anybody
     /// else.
     pub(super) async fn unplug(&self, id: &str, netns: Option<&Netns>) -> Result<Detached, PodError> {
-        let detached = self.inner.borrow_mut().pods.detach(id, netns)?;
-        let Detached::Gone(pod) = &detached else { return Ok(detached) };
+        let detached = self.inner.borrow_mut().pods.condemn(id, netns)?;
+        let Detached::Gone(pod) = &detached else {
+            self.wait_for_leaving(id).await;
+            return Ok(detached);
+        };
         self.leaving.set(self.leaving.get() + 1);
         self.route();
         self.refresh().await;
         self.leaving.set(self.leaving.get() - 1);
+        if self.inner.borrow().pods.list().any(|other| other.veth == pod.veth) {
+            return Err(PodError::Broken { id: id.to_owned(), what: format!("its veth {} could not be taken away; the log says why", pod.veth) });
+        }
         // Another ADD may have come for it meanwhile (this DEL's shim was killed, and the next one found nothing): the addresses are its.
         if self.inner.borrow().pods.find(id).is_none() {
             self.release(&owner(pod));
@@ -154,6 +161,13 @@ impl Daemon {
         }
         tracing::info!(pod = %pod.name, addresses = ?pod.addresses, "detached");
         Ok(detached)
+    }
+
+    /// Waits until nobody of that name is on its way out: the interface that it leaves by is still there.
+    async fn wait_for_leaving(&self, id: &str) {
+        if self.inner.borrow().pods.is_leaving(id) {
+            self.refresh().await;
+        }
     }
 
     /// CNI CHECK.

@@ -411,6 +411,10 @@ impl Daemon {
     async fn refresh_now(&self) {
         let before = {
             let mut inner = self.inner.borrow_mut();
+            // All that leave at once, before the tables and whoever waits learn that they have gone.
+            for error in inner.pods.sweep_leaving() {
+                tracing::error!(%error, "a pod that is to go");
+            }
             self.look_at_machine(&mut inner);
             let inner = &mut *inner;
             let path_mtus = inner.path_mtus();

@@ -1,7 +1,7 @@
 //! Links: veth pairs, bridges, VXLAN devices, and the settings of any link.
 
 use super::socket::Doing;
-use super::{Netlink, NetlinkError};
+use super::{MissingIsFine, Netlink, NetlinkError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -390,7 +390,26 @@ impl Netlink {
         let object = format_args!("link {name}");
         self.transport.acknowledged(Doing { operation: "delete", object: &object }, RouteNetlinkMessage::DelLink(message), 0)
     }
+
+    /// Deletes several links at once. The kernel waits for every CPU to let go of what it deletes; here it does so once for all of them
+    /// (`rtnl_group_dellink` in net/core/rtnetlink.c). A link that is not there is passed over.
+    pub fn delete_links(&self, names: &[&str]) -> Result<(), NetlinkError> {
+        for name in names {
+            let mut message = LinkMessage::default();
+            message.attributes.push(LinkAttribute::IfName((*name).to_owned()));
+            message.attributes.push(LinkAttribute::Group(DOOMED_GROUP));
+            let object = format_args!("the group of link {name}");
+            self.transport.acknowledged(Doing { operation: "set", object: &object }, RouteNetlinkMessage::SetLink(message), 0).or_missing()?;
+        }
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(DOOMED_GROUP));
+        let object = format_args!("{} links", names.len());
+        self.transport.acknowledged(Doing { operation: "delete", object: &object }, RouteNetlinkMessage::DelLink(message), 0).or_missing()
+    }
 }
+
+/// The group (`IFLA_GROUP`) that links are put into to be deleted together: "pg".
+const DOOMED_GROUP: u32 = 0x7067;
 
 fn kind_name(kind: &LinkKind<'_>) -> &'static str {
     match kind {

@@ -107,7 +107,10 @@ pub fn read_here(key: &Key) -> Result<String, SysctlError> {
     Ok(text.trim_end_matches('\n').to_owned())
 }
 
-/// Sets `key` in the calling thread's namespace.
+/// Sets `key` in the calling thread's namespace, unless it is so: some of IPv6's take the kernel's lock on all networking.
 pub fn write_here(key: &Key, value: &str) -> Result<(), SysctlError> {
+    if read_here(key).is_ok_and(|found| found == value) {
+        return Ok(());
+    }
     std::fs::write(key.file(), value).map_err(|source| SysctlError::Write { key: key.clone(), value: value.to_owned(), source })
 }

@@ -48,8 +48,9 @@ impl Pods {
         pod.pod_mac = pod_netlink.expect_link(&spec.ifname).map_err(&error)?.mac.unwrap_or(pod.pod_mac);
 
         // As a host (forwarding off) the interface answers no router solicitation and takes no neighbour from one.
-        let ours = [(Key::v6(&pod.veth, "forwarding"), "0"), (Key::v6(&pod.veth, "accept_ra"), "0")];
-        optional(sysctl::write_all(self.gateway.netns(), &ours)).map_err(sysctl_error)?;
+        if !self.veths_are_hosts {
+            optional(sysctl::write_all(self.gateway.netns(), &as_host(&pod.veth))).map_err(sysctl_error)?;
+        }
         let theirs = [(Key::v6(&spec.ifname, "disable_ipv6"), "0"), (Key::v6(&spec.ifname, "accept_ra"), "0")];
         optional(sysctl::write_all(pod_ns, &theirs)).map_err(sysctl_error)?;
 
@@ -187,6 +188,17 @@ pub(super) fn withdraw(pod_ns: &Netns, pod: &Attached) -> Result<(), NetlinkErro
 pub(super) fn source_rules(netlink: &Netlink, address: IpAddr) -> Result<Vec<RuleSpec>, NetlinkError> {
     let rules = netlink.rules(Family::of(address))?.into_iter().map(|rule| rule.spec);
     Ok(rules.filter(|rule| rule.pref == PREF_SOURCE && rule.from == Some(whole(address))).collect())
+}
+
+/// What makes an interface that of a host, as IPv6 has it.
+fn as_host(device: &str) -> [(Key, &'static str); 2] {
+    [(Key::v6(device, "forwarding"), "0"), (Key::v6(device, "accept_ra"), "0")]
+}
+
+/// Whether every new interface of the gateway's namespace is a host's from the start.
+pub(super) fn veths_are_hosts(gateway: &Netns) -> bool {
+    let is_so = |(key, value): &(Key, &str)| sysctl::read_here(key).is_ok_and(|found| found == *value);
+    gateway.run(|| as_host("default").iter().all(is_so)).unwrap_or(false)
 }
 
 /// A kernel without IPv6 has none of its sysctls.

@@ -216,8 +216,7 @@ fn a_restarted_daemon_knows_its_pods_and_undoes_what_was_half_done() {
     let namespaces: Vec<Netns> = (0..3).map(|_| Netns::anonymous().unwrap()).collect();
     let kept = site.pods().attach(&namespaces[0], &spec(5)).unwrap();
     let half = site.pods().attach(&namespaces[1], &spec(6)).unwrap();
-    site.pods().entries.iter_mut().find(|entry| entry.pod.id == half.id).unwrap().stage = Stage::Attaching;
-    site.pods().save().unwrap();
+    site.pods().replace(Stage::Attaching, half.clone()).unwrap();
     // A veth and a rule that nobody knows.
     let kind = LinkKind::veth_into("eth0", &namespaces[2], LinkSettings::new());
     site.pods().netlink.create_link(&NewLink { name: "pg999", kind, settings: LinkSettings::new() }).unwrap();
@@ -230,6 +229,32 @@ fn a_restarted_daemon_knows_its_pods_and_undoes_what_was_half_done() {
     assert!(Netlink::open(&namespaces[1]).unwrap().link("eth0").unwrap().is_none());
     assert!(site.remains().iter().all(|what| !what.contains("pg99") && !what.contains(&half.veth)), "{:?}", site.remains());
     assert!(site.pods().lost().unwrap().is_empty());
+}
+
+#[test]
+fn many_pods_leave_together_and_a_name_is_free_when_they_have_gone() {
+    let Some(mut site) = Site::new("together") else { return };
+    let before = site.remains();
+    let namespaces: Vec<Netns> = (0..4).map(|_| Netns::anonymous().unwrap()).collect();
+    let pods: Vec<Attached> = (0..4).map(|n| site.pods().attach(&namespaces[n], &spec(20 + n as u8)).unwrap()).collect();
+    for pod in &pods[..3] {
+        assert!(matches!(site.pods().condemn(&pod.id, None).unwrap(), Detached::Gone(_)));
+        assert!(site.pods().is_leaving(&pod.id) && site.pods().find(&pod.id).is_none());
+    }
+    assert_eq!(site.pods().condemn(&pods[0].id, None).unwrap(), Detached::Absent);
+    // Until its veth has gone a pod's address is its own.
+    let same_address = AttachSpec { id: "another".into(), ..spec(20) };
+    assert!(matches!(site.pods().attach(&namespaces[3], &AttachSpec { ifname: "net1".into(), ..same_address }), Err(PodError::AddressTaken { .. })));
+    assert!(site.pods().sweep_leaving().is_empty());
+    assert!(!site.pods().is_leaving(&pods[0].id));
+    for namespace in &namespaces[..3] {
+        assert!(Netlink::open(namespace).unwrap().link("eth0").unwrap().is_none());
+    }
+    assert_eq!(site.pods().list().collect::<Vec<_>>(), [&pods[3]]);
+    site.reopen();
+    assert_eq!(site.pods().list().collect::<Vec<_>>(), [&pods[3]]);
+    site.pods().detach(&pods[3].id, None).unwrap();
+    assert_eq!(site.remains(), before);
 }
 
 #[test]

@@ -69,6 +69,8 @@ pub fn prepare_gateway(netns: &Netns, netlink: &Netlink) -> Result<(), DeviceErr
         (Key::v6("all", "disable_ipv6"), "0"),
         (Key::v6("default", "disable_ipv6"), "0"),
         (Key::v6("all", "forwarding"), "1"),
+        // Behind the switch for all, which sets it too: pods' veths come as hosts' interfaces (see `pods`).
+        (Key::v6("default", "forwarding"), "0"),
     ];
     sysctl::write_all(netns, &settings)?;
     match sysctl::write_all(netns, &ipv6) {
@@ -84,7 +86,11 @@ pub fn prepare_gateway(netns: &Netns, netlink: &Netlink) -> Result<(), DeviceErr
 /// Sets up the TUN `pods` in the gateway's namespace.
 pub fn settle_pods_device(netns: &Netns, netlink: &Netlink, device: &str) -> Result<(), DeviceError> {
     let before_up = [(Key::v4(device, "accept_local"), "1"), (Key::v4(device, "rp_filter"), "0"), (Key::v4(device, "forwarding"), "1")];
-    settle(netns, netlink, device, &before_up)
+    settle(netns, netlink, device, &before_up)?;
+    match sysctl::write(netns, &Key::v6(device, "forwarding"), "1") {
+        Err(error) if error.is_missing() => Ok(()), // a kernel without IPv6
+        other => Ok(other?),
+    }
 }
 
 /// Sets up the TUN on the node. Its sysctls go with it, so nothing has to be undone.
