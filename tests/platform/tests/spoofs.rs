@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use podgate::lab::Node;
 use podgate::lab::program::{client, ping, raw, server};
+use podgate::lab::{Machine, Node};
 use podgate::netlink::{Family, MissingIsFine};
 use podgate_testbed::{Bed, Outcome, all_hold, run};
 
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         tests.add("a pod whose rule is missing reaches nothing", missing_rule);
         tests.add("a pod's router advertisement, redirect and overlay packet reach nobody", forbidden);
         tests.add("an overlay packet from a stranger is dropped by name", stranger);
+        tests.add("a known peer that claims another's pod, a VIP or this node is dropped by name", peer);
     })
 }
 
@@ -123,17 +124,58 @@ fn forbidden(bed: &Bed) -> Outcome {
     Ok(())
 }
 
+/// What `from` sends to the overlay port of node 1: VXLAN-GPE with flags I and P, the inner protocol and VNI 1, and in it a datagram to a
+/// pod of node 1 that pretends to come from `source`.
+fn overlay_packet(bed: &Bed, from: &Machine, source: IpAddr, text: &str) -> Outcome {
+    let lab = bed.lab()?;
+    let family = Family::of(source);
+    let inner_protocol = if source.is_ipv4() { 1 } else { 2 };
+    let header = [0x0c, 0, 0, inner_protocol, 0, 0, 1, 0];
+    let to = lab.pod("a1")?.machine().addresses().server(family);
+    let inner = raw::udp_packet(source, to, &[server::SPOOF_MARK, text.as_bytes()].concat());
+    let overlay = std::net::SocketAddr::new(lab.node(1).machine().address(family), 4790);
+    Ok(from.run(|| client::send(overlay, &[&header[..], &inner[..]].concat()))??)
+}
+
+/// Waits until `count` more drops of that name than `before` have been counted, and sees that nothing with `text` in it was delivered.
+fn counted_and_not_delivered(bed: &Bed, reason: &str, before: u64, count: u64, text: &str) -> Outcome {
+    let lab = bed.lab()?;
+    podgate::lab::wait_until(
+        PATIENCE,
+        || format!("{count} drops as {reason}"),
+        || {
+            let found = lab.node(1).dropped(&[reason])? - before;
+            Ok((found < count).then(|| format!("{found} were counted")))
+        },
+    )?;
+    let delivered = lab.spoofs_delivered()?;
+    assert!(!delivered.iter().any(|what| what.contains(text)), "{delivered:?}");
+    Ok(())
+}
+
 fn stranger(bed: &Bed) -> Outcome {
     let lab = bed.lab()?;
-    let (node, victim) = (lab.node(1), lab.pod("a1")?);
-    let before = node.dropped(&["overlay_unknown_peer"])?;
-    // VXLAN-GPE: flags I and P, next protocol IPv4 (1), VNI 1; then a datagram that pretends to come from a pod of node 2.
-    let header = [0x0c, 0, 0, 1, 0, 0, 1, 0];
-    let inner = raw::udp_packet("10.244.2.2".parse()?, victim.machine().addresses().server(Family::V4), b"podgate-spoof from a stranger");
-    let to = std::net::SocketAddr::new(node.machine().address(Family::V4), 4790);
-    lab.outside().run(|| client::send(to, &[&header[..], &inner[..]].concat()))??;
-    podgate::lab::wait_until(PATIENCE, || "its drop".into(), || Ok((node.dropped(&["overlay_unknown_peer"])? == before).then(|| "none".into())))?;
-    let delivered = lab.spoofs_delivered()?;
-    assert!(!delivered.iter().any(|text| text.contains("from a stranger")), "{delivered:?}");
-    Ok(())
+    let before = lab.node(1).dropped(&["overlay_unknown_peer"])?;
+    for source in ["10.244.2.2", "fd00:77:2::2"] {
+        overlay_packet(bed, lab.outside(), source.parse()?, "from a stranger")?;
+    }
+    counted_and_not_delivered(bed, "overlay_unknown_peer", before, 2, "from a stranger")
+}
+
+/// A peer speaks for its own pods and its own addresses, and for nobody else's.
+fn peer(bed: &Bed) -> Outcome {
+    let lab = bed.lab()?;
+    let before = lab.node(1).dropped(&["overlay_foreign_source"])?;
+    let claims: Vec<IpAddr> = Family::BOTH
+        .into_iter()
+        .map(|family| lab.pod("b1").map(|pod| pod.machine().address(family)))
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .chain(["10.244.9.9", "fd00:77:9::9", "10.96.0.11", "fd00:96::11", "203.0.113.9"].map(|text| text.parse().expect("an address")))
+        .chain(Family::BOTH.map(|family| lab.node(1).machine().address(family)))
+        .collect();
+    for source in &claims {
+        overlay_packet(bed, lab.node(2).machine(), *source, "from a peer for another")?;
+    }
+    counted_and_not_delivered(bed, "overlay_foreign_source", before, claims.len() as u64, "from a peer for another")
 }
