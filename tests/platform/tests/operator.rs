@@ -14,6 +14,7 @@ use podgate::lab::program::client;
 use podgate::lab::{Lab, LabError, Node, NodeSettings, manifest, wait_until};
 use podgate::netlink::{Family, TABLE_LOCAL, TABLE_MAIN};
 use podgate::routing::{CLUSTER_TABLE, HOST_TABLE};
+use podgate_testbed::cni::{Container, Plugin, Verb};
 use podgate_testbed::{Bed, Need, Outcome, run};
 use serde_json::Value;
 
@@ -27,8 +28,44 @@ fn main() -> ExitCode {
         tests.add("an underlay address that the machine does not have is named beside those that it has", foreign_address);
         tests.add("a second gateway is refused, in the same directory and in one of its own", second_gateway);
         tests.add("every table that scripts read has its keys, from a daemon with traffic", tables);
+        tests.add("install-cni puts a plugin and a configuration in place by which a runtime attaches, and takes them away again", install_cni);
         tests.add("cleanup leaves the host as it was before the gateway came", cleanup);
     })
+}
+
+/// The files that `install-cni` made are what a runtime reads: the plugin runs from where it lies, with the configuration as it stands.
+fn install_cni(bed: &Bed) -> Outcome {
+    let (lab, settings) = prepared(bed, "install", "")?;
+    let node = lab.node(1);
+    let (bin, conf) = (lab.directory().join("bin"), lab.directory().join("net.d"));
+    let places = ["install-cni", "--bin-dir", &bin.display().to_string(), "--conf-dir", &conf.display().to_string()].map(str::to_owned);
+    let install = |further: &[&str]| node.podgate_output(&places.iter().map(String::as_str).chain(further.iter().copied()).collect::<Vec<_>>());
+    let plugin = bed.plugin().display().to_string();
+    let files = |directory: &Path| -> Vec<String> {
+        let found = fs::read_dir(directory).into_iter().flatten().flatten();
+        found.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+
+    // Without a daemon the configuration would be a promise that nobody keeps.
+    let output = install(&["--plugin", &plugin])?;
+    assert_eq!((output.status.code(), files(&bin), files(&conf)), (Some(4), vec!["podgate-cni".to_owned()], Vec::new()), "{output:?}");
+
+    node.prepare()?;
+    node.launch(&settings)?;
+    let output = install(&["--plugin", &plugin, "--wait=20"])?;
+    assert_eq!((output.status.code(), files(&conf)), (Some(0), vec!["10-podgate.conflist".to_owned()]), "{output:?}");
+    let list: Value = serde_json::from_slice(&fs::read(conf.join("10-podgate.conflist"))?)?;
+    let mut config = list["plugins"][0].clone();
+    (config["name"], config["cniVersion"]) = (list["name"].clone(), list["cniVersion"].clone());
+    let runtime = Plugin::new(bin.join("podgate-cni"), &[bin.clone()], node.machine().netns())?;
+    let container = Container::new(&lab.directory().join("containers"), "installed")?;
+    let result = runtime.call(Verb::Add, &container.target("eth0"), &config)?.success()?;
+    assert_eq!((&result["cniVersion"], &result["interfaces"][1]["name"]), (&Value::from("1.0.0"), &Value::from("eth0")), "{result}");
+    runtime.call(Verb::Del, &container.target("eth0"), &config)?.success()?;
+
+    let output = install(&["--remove"])?;
+    assert_eq!((output.status.code(), files(&bin), files(&conf)), (Some(0), Vec::new(), Vec::new()), "{output:?}");
+    Ok(())
 }
 
 /// A node that is described and prepared, without a daemon. Each test has its own.
