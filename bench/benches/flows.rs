@@ -6,6 +6,7 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use podgate_bench::cpu_time::{self, CpuTime, thread_cpu_time};
 use podgate_core::addr::{Addr, Tuple, protocol};
+use podgate_core::balance::LoadSlot;
 use podgate_core::flow::{Cursor, Kind, NewFlow, Now, Opener, OwnedFlows};
 use podgate_core::verdict::WorkerId;
 
@@ -21,7 +22,7 @@ fn new_flow(n: u32) -> NewFlow {
         Tuple { src: client, dst: Addr::from_v4([10, 96, (n >> 14 & 0xff) as u8, 1]), src_port: n as u16, dst_port: 80, protocol: protocol::UDP };
     let backend = Addr::from_v4([10, 33, (n >> 16) as u8, 9]);
     let reply = Tuple { src: backend, dst: client, src_port: 8080, dst_port: n as u16, protocol: protocol::UDP };
-    NewFlow { original, reply, kind: Kind::Service, opener: Opener::Pod, service: 1 }
+    NewFlow { original, reply, kind: Kind::Service, opener: Opener::Pod, service: 1, load: LoadSlot::NONE }
 }
 
 /// Every tuple of both directions, in an order that no cache foresees.

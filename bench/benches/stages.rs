@@ -1,23 +1,30 @@
 //! Each stage by itself, on packets that are in the cache. `cargo bench -p podgate-bench --bench stages`
 
 use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use podgate_bench::cpu_time::{self, CpuTime};
 use podgate_bench::world::{Family, World, from_peer, packet};
-use podgate_core::addr::protocol;
+use podgate_core::addr::{Addr, protocol};
 use podgate_core::admit::{Sender, admit};
+use podgate_core::affinity::{BackendId, Visit};
+use podgate_core::balance::{self, Maglev, Pick, Weights};
 use podgate_core::decap;
 use podgate_core::decide::hop;
 use podgate_core::encap;
+use podgate_core::flow::{Now, OwnedFlows};
 use podgate_core::nat;
 use podgate_core::packet::{Checksum, Ingress};
 use podgate_core::parse::parse;
+use podgate_core::service::{Backend, Place};
 use podgate_core::testing::{self, addr, flags};
+use podgate_core::verdict::WorkerId;
 use podgate_core::wire::checksum::Sum;
 use podgate_core::wire::ip;
 
-criterion_group!(name = benches; config = cpu_time::criterion(); targets = parsing, admission, routing, translation, checksums, overlay);
+criterion_group!(name = benches; config = cpu_time::criterion(); targets = parsing, admission, routing, choosing, translation, checksums, overlay);
 criterion_main!(benches);
 
 fn endpoints(family: Family) -> (String, String) {
@@ -75,6 +82,44 @@ fn routing(c: &mut Criterion<CpuTime>) {
             group.bench_function(format!("{name} {}", family.name()), |b| b.iter(|| black_box(hop(&world.snapshot, black_box(dst)))));
         }
     }
+}
+
+/// The endpoint of a new connection, of 25: for a service by default, for one that asks for a policy, for a client that is known.
+fn choosing(c: &mut Criterion<CpuTime>) {
+    let mut group = c.benchmark_group("choose");
+    let pods = (0..25).map(|n| Backend { addr: addr(&Family::V4.pod(n)), port: 8080, place: Place::LocalPod });
+    let endpoints: Vec<Backend> = pods.collect();
+    let weights: Vec<u16> = (0..25).map(|n| n % 4 + 1).collect();
+    let flows = OwnedFlows::new(1 << 16, [1, 2]);
+    let (loads, affinity) = (flows.table().loads(), flows.table().affinity());
+    for pick in [
+        Pick::Even,
+        Pick::Weighted(Arc::new(Weights::new(&weights).expect("they differ"))),
+        Pick::Maglev(Arc::new(Maglev::new(&endpoints, &weights))),
+        Pick::LeastLoaded(None),
+    ] {
+        let mut tuple = testing::tuple(protocol::TCP, &Family::V4.with_port(&Family::V4.pod(1), 5000), "10.96.0.1:80");
+        group.bench_function(pick.name(), |b| {
+            b.iter(|| {
+                tuple.src_port = tuple.src_port.wrapping_add(1);
+                black_box(pick.choose(&endpoints, balance::of_connection(&tuple), loads))
+            })
+        });
+    }
+    let mut client = 0u128;
+    group.bench_function("of a known client", |b| {
+        b.iter(|| {
+            client = client % 1_000 + 1;
+            let visit = Visit { client: Addr(client), service: 7, timeout: Duration::from_secs(10_800), now: Now(0) };
+            let sticky = affinity.lookup(visit.client, visit.service, visit.now);
+            let known = sticky.and_then(|sticky| endpoints.iter().find(|endpoint| BackendId::of(endpoint) == sticky.backend));
+            let choice = known.or_else(|| Pick::Even.choose(&endpoints, balance::of_client(visit.client, visit.service), loads));
+            black_box(affinity.stick(&visit, BackendId::of(choice.expect("there are endpoints")), WorkerId(0), |_| true))
+        })
+    });
+    group.finish();
+    let hundred: Vec<Backend> = (0..100).map(|n| Backend { addr: Addr::from_v4([10, 32, 7, n]), port: 8080, place: Place::RemotePod }).collect();
+    c.bench_function("fill a Maglev table for 100 endpoints", |b| b.iter(|| black_box(Maglev::new(black_box(&hundred), &[]))));
 }
 
 /// To a backend and back again: two translations each time, and the packet is as it was.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use podgate_core::addr::{Addr, protocol};
+use podgate_core::balance::Balance;
 use podgate_core::counters::Counters;
 use podgate_core::fib::{Pod, PodTable, PrefixMap};
 use podgate_core::flow::{Now, OwnedFlows, Timeouts};
@@ -304,6 +305,7 @@ fn services() -> ServiceTable {
                     external_policy: TrafficPolicy::Cluster,
                     cluster: backends.clone(),
                     local: backends.clone(),
+                    balance: Balance::default(),
                     affinity: None,
                     source_ranges: vec![],
                 };

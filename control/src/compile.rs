@@ -294,7 +294,7 @@ fn service_changes(before: Option<&Arc<CompiledService>>, now: Option<&Arc<Compi
 
 fn same_but_endpoints(a: &CompiledPort, b: &CompiledPort) -> bool {
     let of = |p: &CompiledPort| (p.service.internal_policy, p.service.external_policy, p.service.affinity, p.service.source_ranges.clone());
-    a.faces == b.faces && of(a) == of(b)
+    a.faces == b.faces && of(a) == of(b) && a.policy == b.policy
 }
 
 /// `10.96.0.10:80/TCP`.

@@ -24,8 +24,8 @@ use podgate_core::addr::protocol;
 use serde::Serialize;
 
 pub use node::{Announcement, Node, OVERLAY_ANNOTATION, UNDERLAY_ANNOTATION};
-pub use service::{Service, ServicePort, SkipReason};
-pub use slice::{Endpoint, EndpointSlice, SlicePort};
+pub use service::{BALANCE_ANNOTATION, BalancePolicy, Service, ServicePort, SkipReason};
+pub use slice::{Endpoint, EndpointSlice, SlicePort, WEIGHT_ANNOTATION, WEIGHT_MAX};
 
 /// A namespace and a name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -338,6 +338,7 @@ mod tests {
             service: service.map(|s| ObjectName::new("default", s)),
             ports: Vec::new(),
             endpoints: Vec::new(),
+            bad_weight: None,
         }))
     }
 

@@ -26,6 +26,8 @@ fn columns(table: &str) -> &'static [Column] {
             Column("LOCAL", "localBackends", Always),
             Column("INTERNAL", "internalTrafficPolicy", Wide),
             Column("EXTERNAL", "externalTrafficPolicy", Wide),
+            Column("BALANCE", "balance", Wide),
+            Column("AFFINITY(S)", "sessionAffinitySeconds", Wide),
         ],
         "backends" => &[
             Column("SERVICE", "service", Always),
@@ -36,6 +38,7 @@ fn columns(table: &str) -> &'static [Column] {
             Column("USED-LOCALLY", "usedLocally", Wide),
             Column("REASON", "reason", Always),
             Column("PLACE", "place", Wide),
+            Column("WEIGHT", "weight", Wide),
             Column("CONDITIONS", "conditions", Wide),
         ],
         "flows" => &[

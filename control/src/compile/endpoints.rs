@@ -49,8 +49,16 @@ pub(super) enum Choice {
 
 /// The lists that a service port has, each sorted by address and port.
 pub(super) struct Chosen {
-    pub cluster: Vec<Backend>,
-    pub local: Vec<Backend>,
+    pub cluster: List,
+    pub local: List,
+}
+
+/// A list of endpoints.
+#[derive(Default)]
+pub(super) struct List {
+    pub backends: Vec<Backend>,
+    /// Their weights, in the same order.
+    pub weights: Vec<u16>,
 }
 
 /// Joins the slices' endpoints for one service port in one family.
@@ -137,6 +145,10 @@ pub(super) fn local_choice(candidates: &[Candidate<'_>]) -> Vec<Option<Choice>> 
 pub(super) fn choose(candidates: &[Candidate<'_>], node: &str, zone: Option<&Arc<str>>) -> Chosen {
     let cluster = cluster_choice(candidates, node, zone);
     let local = local_choice(candidates);
-    let pick = |used: &dyn Fn(usize) -> bool| candidates.iter().enumerate().filter(|(i, _)| used(*i)).map(|(_, c)| c.backend).collect();
+    let pick = |used: &dyn Fn(usize) -> bool| {
+        let used = candidates.iter().enumerate().filter(|(i, _)| used(*i));
+        let (backends, weights) = used.map(|(_, c)| (c.backend, c.endpoint.weight)).unzip();
+        List { backends, weights }
+    };
     Chosen { cluster: pick(&|i| cluster[i] == Choice::Used), local: pick(&|i| local[i] == Some(Choice::Used)) }
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use podgate_core::addr::{Addr, protocol};
+use podgate_core::balance::{Balance, Maglev, Pick, Weights};
 use podgate_core::fib::within;
 use podgate_core::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, TrafficPolicy};
 
 use super::Warning;
-use super::endpoints::{Chosen, candidates, choose};
+use super::endpoints::{Chosen, List, candidates, choose};
 use super::node::{LocalNode, Locator};
-use crate::model::{ObjectName, Protocol, Service, Slices};
+use crate::model::{BALANCE_ANNOTATION, BalancePolicy, ObjectName, Protocol, Service, Slices, WEIGHT_ANNOTATION, WEIGHT_MAX};
 
 /// A service as compiled: a service port for each port and family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub(super) struct CompiledPort {
     pub family: Family,
     /// What clients dial.
     pub faces: Vec<(FrontendKey, Face)>,
+    /// How its endpoints are chosen, as it was asked for.
+    pub policy: BalancePolicy,
     pub service: Arc<ServicePort>,
 }
 
@@ -98,6 +101,7 @@ pub(super) fn compile_service(
         let message = format!("node port {node_port} is outside nodePorts ({low}-{high}) and is not served; change one of them");
         compiled.warnings.push(Warning::new(format!("Service {}", service.name), message));
     }
+    warn_of_annotations(service, slices, &mut compiled.warnings);
     for port in &service.ports {
         // A service is of the families of its cluster IPs, whatever other addresses it has: upstream has a proxier for each family.
         for family in Family::BOTH.into_iter().filter(|f| service.cluster_ips.iter().any(|ip| f.holds(*ip))) {
@@ -121,10 +125,43 @@ pub(super) fn compile_service(
             let chosen = choose(&found, &local.name, at.zone.as_ref());
             let service_port = service_port(service, name, port.protocol, family, &faces, chosen, at);
             let service_port = share(service_port, before.map(|b| &b.service));
-            compiled.ports.push(CompiledPort { protocol: port.protocol, family, faces, service: service_port });
+            compiled.ports.push(CompiledPort { protocol: port.protocol, family, faces, policy: service.balance.clone(), service: service_port });
         }
     }
     compiled
+}
+
+/// Annotations that say nothing that can be done.
+fn warn_of_annotations(service: &Service, slices: Option<&Slices>, warnings: &mut Vec<Warning>) {
+    if let BalancePolicy::Unknown(text) = &service.balance {
+        let message = format!("{BALANCE_ANNOTATION}: `{text}` is none of random, maglev, least-loaded; endpoints are chosen at random");
+        warnings.push(Warning::new(format!("Service {}", service.name), message));
+    }
+    for slice in slices.into_iter().flat_map(|s| s.values()) {
+        if let Some(text) = &slice.bad_weight {
+            let message = format!("{WEIGHT_ANNOTATION}: `{text}` is no number from 1 to {WEIGHT_MAX}; its endpoints count once each");
+            warnings.push(Warning::new(format!("EndpointSlice {}", slice.name), message));
+        }
+    }
+}
+
+/// How one of a list's endpoints is chosen. Only a list of a service that asks for it has a table.
+fn pick(policy: &BalancePolicy, list: &List) -> Pick {
+    let weights = || Weights::new(&list.weights).map(Arc::new);
+    match policy {
+        BalancePolicy::Random | BalancePolicy::Unknown(_) => weights().map_or(Pick::Even, Pick::Weighted),
+        BalancePolicy::Maglev => Pick::Maglev(Arc::new(Maglev::new(&list.backends, &list.weights))),
+        BalancePolicy::LeastLoaded => Pick::LeastLoaded(weights()),
+    }
+}
+
+fn balance(policy: &BalancePolicy, chosen: &Chosen) -> Balance {
+    let (cluster, local) = (&chosen.cluster, &chosen.local);
+    let of_cluster = pick(policy, cluster);
+    // As on a cluster of one node.
+    let alike = cluster.backends == local.backends && cluster.weights == local.weights;
+    let of_local = if alike { of_cluster.clone() } else { pick(policy, local) };
+    Balance { cluster: of_cluster, local: of_local }
 }
 
 fn service_port(
@@ -148,8 +185,9 @@ fn service_port(
         name,
         internal_policy: service.internal_policy,
         external_policy: service.external_policy,
-        cluster: chosen.cluster.into(),
-        local: chosen.local.into(),
+        balance: balance(&service.balance, &chosen),
+        cluster: chosen.cluster.backends.into(),
+        local: chosen.local.backends.into(),
         affinity: service.affinity,
         source_ranges,
     }
@@ -169,6 +207,9 @@ fn share(mut next: ServicePort, previous: Option<&Arc<ServicePort>>) -> Arc<Serv
     }
     if previous.local == next.local {
         next.local = previous.local.clone();
+    }
+    if previous.balance == next.balance {
+        next.balance = previous.balance.clone();
     }
     Arc::new(next)
 }
@@ -237,11 +278,13 @@ pub(super) fn self_test(local: &LocalNode, at: &Locator) -> CompiledService {
             external_policy: TrafficPolicy::Cluster,
             cluster: backends.clone(),
             local: backends,
+            balance: Balance::default(),
             affinity: None,
             source_ranges: Vec::new(),
         };
         let key = FrontendKey { addr: *gateway, port, protocol: protocol::TCP };
-        CompiledPort { protocol: Protocol::Tcp, family, faces: vec![(key, Face::ClusterIp)], service: Arc::new(service) }
+        let faces = vec![(key, Face::ClusterIp)];
+        CompiledPort { protocol: Protocol::Tcp, family, faces, policy: BalancePolicy::Random, service: Arc::new(service) }
     });
     CompiledService { ports: ports.collect(), warnings: Vec::new() }
 }
@@ -264,11 +307,13 @@ pub(super) fn host_ports(local: &LocalNode, at: &Locator) -> BTreeMap<ObjectName
             external_policy: TrafficPolicy::Local,
             cluster: backends.clone(),
             local: backends,
+            balance: Balance::default(),
             affinity: None,
             source_ranges: Vec::new(),
         };
         let faces = addresses.into_iter().map(|addr| (key(addr), Face::HostPort)).collect();
-        services.entry(object).or_default().ports.push(CompiledPort { protocol: port.protocol, family, faces, service: Arc::new(service) });
+        let compiled = CompiledPort { protocol: port.protocol, family, faces, policy: BalancePolicy::Random, service: Arc::new(service) };
+        services.entry(object).or_default().ports.push(compiled);
     }
     services
 }

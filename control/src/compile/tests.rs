@@ -14,6 +14,8 @@ use super::*;
 use crate::config::NodePortAddresses;
 use crate::model::Object;
 
+mod balance;
+
 fn settings() -> Settings {
     Settings {
         pod_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:77::/32".parse().unwrap()],

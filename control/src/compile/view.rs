@@ -27,6 +27,8 @@ pub struct ServiceView {
     /// How long clients stick to their endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_affinity_seconds: Option<u64>,
+    /// How endpoints are chosen: `random`, `random, weighted`, `maglev` or `least-loaded`.
+    pub balance: &'static str,
     /// Who may dial its load balancer's addresses; empty means everybody.
     pub source_ranges: Vec<String>,
     /// Usable endpoints anywhere.
@@ -76,6 +78,8 @@ pub struct BackendView {
     pub serving: bool,
     /// The condition.
     pub terminating: bool,
+    /// Its share of new connections beside the others'.
+    pub weight: u16,
     /// Whether new connections reach it by the Cluster policy.
     pub used: bool,
     /// Whether new connections reach it by the Local policy.
@@ -157,6 +161,7 @@ impl Compiled {
                         ready: endpoint.ready,
                         serving: endpoint.serving,
                         terminating: endpoint.terminating,
+                        weight: endpoint.weight,
                         used: cluster == Choice::Used,
                         used_locally: local == Some(Choice::Used),
                         reason: reason(cluster, endpoint.ready),
@@ -218,6 +223,7 @@ fn service_view(port: &CompiledPort) -> ServiceView {
         internal_traffic_policy: policy(service.internal_policy),
         external_traffic_policy: policy(service.external_policy),
         session_affinity_seconds: service.affinity.map(|a| a.as_secs()),
+        balance: service.balance.cluster.name(),
         source_ranges: service.source_ranges.iter().map(ToString::to_string).collect(),
         cluster_backends: service.cluster.len(),
         local_backends: service.local.len(),
@@ -235,6 +241,7 @@ fn host_port_view(port: &CompiledPort, backend: &Backend, node: &str) -> Backend
         ready: true,
         serving: true,
         terminating: false,
+        weight: 1,
         used: true,
         used_locally: true,
         reason: "attached with this host port",

@@ -26,7 +26,7 @@ impl api::Handler for Daemon {
                     return Err(error(4, format!("{from} and {to} are of different families")));
                 }
                 let tuple = Tuple { src: from.into(), dst: to.into(), src_port: from_port, dst_port: to_port, protocol: number };
-                Ok(views::steps(&dataplane.snapshot(), &dataplane.flows(), tuple))
+                Ok(views::steps(&dataplane.snapshot(), &dataplane.flows(), tuple, clock::Instant::read().now()))
             }),
             Request::Attach(request) => match fds.pop() {
                 Some(netns) => self.attach(&request, netns).await,

@@ -1,17 +1,33 @@
-//! Which flows end when the tables change. TCP flows to endpoints that left are not among them (semantics row 11).
+//! Which flows end when the tables change, and which clients are forgotten. TCP flows to endpoints that left are not among them (semantics row 11).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use podgate_core::addr::protocol;
+use podgate_core::affinity::BackendId;
 use podgate_core::decide::still_serves;
 use podgate_core::flow::{Flow, FlowTable, Kind, Opener};
-use podgate_core::service::{Backend, ServiceTable};
+use podgate_core::service::{Backend, Frontend, FrontendKey, ServicePort, ServiceTable};
 use podgate_core::snapshot::Snapshot;
+
+/// Does both, and says so in the log.
+pub fn tidy(flows: FlowTable<'_>, before: &Snapshot, now: &Snapshot) {
+    let ended = end_stale(flows, before, now);
+    if ended > 0 {
+        tracing::info!(ended, "flows to endpoints, pods or addresses that are gone");
+    }
+    let forgotten = forget_stale(flows, before, now);
+    if forgotten > 0 {
+        tracing::info!(forgotten, "clients that stuck to endpoints that are gone");
+    }
+}
 
 /// Ends the flows that `now` does not allow any more, and says how many. The whole table is read only if some flow can be among them: a pod
 /// that comes ends none.
 ///
 /// A UDP flow whose endpoint serves no more ends, so that the client's next datagram gets a new one (row 10). Every flow of a pod that was taken
 /// away ends before its address is used again, and every flow from or to a node or gateway address that is gone.
-pub fn end_stale(flows: FlowTable<'_>, before: &Snapshot, now: &Snapshot) -> usize {
+fn end_stale(flows: FlowTable<'_>, before: &Snapshot, now: &Snapshot) -> usize {
     let pod_left = |addr| before.pods.get(addr).is_some() && now.pods.get(addr).is_none();
     let address_left = |addr| before.node.owns(addr) && !now.node.owns(addr) || before.node.is_gateway(addr) && !now.node.is_gateway(addr);
     if !any_can_end(before, now) {
@@ -36,17 +52,49 @@ fn any_can_end(before: &Snapshot, now: &Snapshot) -> bool {
 
 /// Whether a UDP frontend or one of its backends is no longer there.
 fn udp_backend_left(before: &ServiceTable, now: &ServiceTable) -> bool {
-    before.differing(now).filter(|(key, _)| key.protocol == protocol::UDP).any(|(key, old)| {
+    before.unlike(now).filter(|(key, _)| key.protocol == protocol::UDP).any(|(key, old)| {
         let Some(new) = now.get(key).filter(|new| new.service.id == old.service.id) else { return true };
         let there = |backend: &Backend| new.service.cluster.contains(backend) || new.service.local.contains(backend);
         old.service.cluster.iter().chain(old.service.local.iter()).any(|backend| !there(backend))
     })
 }
 
+/// Forgets the clients that stick to endpoints which are usable in `before` and not any more in `now` (semantics row 9), and says how many.
+/// An endpoint that comes back gets its clients anew. What the tables share is not looked at.
+pub(crate) fn forget_stale(flows: FlowTable<'_>, before: &Snapshot, now: &Snapshot) -> usize {
+    let mut gone: HashMap<u64, HashSet<BackendId>> = HashMap::new();
+    let sticks = |frontend: &Frontend| frontend.service.affinity.is_some();
+    let same = |key: &FrontendKey, frontend: &Frontend| now.services.get(key).is_some_and(|now| Arc::ptr_eq(&now.service, &frontend.service));
+    for (_, frontend) in before.services.unlike(&now.services).filter(|(key, frontend)| sticks(frontend) && !same(key, frontend)) {
+        gone.entry(frontend.service.id).or_insert_with(|| usable(&frontend.service).collect());
+    }
+    if gone.is_empty() {
+        return 0;
+    }
+    // Every frontend: a service may have lost one of its faces and live on behind another.
+    for (_, frontend) in now.services.iter().filter(|(_, frontend)| sticks(frontend)) {
+        if let Some(gone) = gone.get_mut(&frontend.service.id) {
+            usable(&frontend.service).for_each(|id| {
+                gone.remove(&id);
+            });
+        }
+    }
+    gone.retain(|_, gone| !gone.is_empty());
+    if gone.is_empty() {
+        return 0;
+    }
+    flows.affinity().forget(|service, id| gone.get(&service).is_some_and(|gone| gone.contains(&id)))
+}
+
+fn usable(service: &ServicePort) -> impl Iterator<Item = BackendId> {
+    service.cluster.iter().chain(&*service.local).map(BackendId::of)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use podgate_core::balance::Balance;
     use podgate_core::service::{Face, Frontend, FrontendKey, Place, ServicePort, TrafficPolicy};
 
     use super::*;
@@ -62,6 +110,7 @@ mod tests {
             cluster: backends.clone(),
             local: backends,
             affinity: None,
+            balance: Balance::default(),
             source_ranges: Vec::new(),
         };
         let frontend = Frontend { face: Face::ClusterIp, service: Arc::new(service) };

@@ -6,7 +6,7 @@
 
 mod answers;
 mod attachments;
-mod flows;
+pub(crate) mod flows;
 mod host_ports;
 mod limits;
 mod machine;
@@ -467,10 +467,7 @@ impl Daemon {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         // Only now: a worker with the old tables could open such a flow again.
-        let ended = flows::end_stale(dataplane.flows(), &previous, &snapshot);
-        if ended > 0 {
-            tracing::info!(ended, "flows to endpoints, pods or addresses that are gone");
-        }
+        flows::tidy(dataplane.flows(), &previous, &snapshot);
         dataplane.set_udp_ports(udp_ports(&snapshot));
     }
 

@@ -39,6 +39,7 @@ pub fn services(compiled: &Compiled) -> Value {
                 "internalTrafficPolicy": service.internal_traffic_policy,
                 "externalTrafficPolicy": service.external_traffic_policy,
                 "sessionAffinitySeconds": service.session_affinity_seconds,
+                "balance": service.balance,
                 "sourceRanges": service.source_ranges,
             })
         };
@@ -251,8 +252,8 @@ pub fn routes(snapshot: &Snapshot) -> Value {
 }
 
 /// `podgate trace`.
-pub fn steps(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Value {
-    let steps = trace(snapshot, flows, tuple);
+pub fn steps(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple, now: Now) -> Value {
+    let steps = trace(snapshot, flows, tuple, now);
     let verdict = steps.iter().rfind(|step| step.stage == "verdict").map(|step| step.detail.clone());
     let mut value = table("steps", steps.into_iter().map(|step| json!({"stage": step.stage, "detail": step.detail})).collect());
     value["generation"] = json!(snapshot.generation.0);

@@ -31,10 +31,26 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// How long clients stick to an endpoint.
     pub affinity: Option<Duration>,
+    /// How an endpoint is chosen: the annotation `podgate.io/balance`.
+    pub balance: BalancePolicy,
     /// `loadBalancerSourceRanges`, of either family.
     pub source_ranges: Vec<IpNetwork>,
     /// `healthCheckNodePort`.
     pub health_check_node_port: Option<u16>,
+}
+
+/// How a service's endpoint is chosen for a new connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum BalancePolicy {
+    /// At random, by weight.
+    #[default]
+    Random,
+    /// By a Maglev table, by weight: nodes agree, and few clients move when endpoints come and go.
+    Maglev,
+    /// Of two at random, by weight, the one with fewer live flows on this node for its weight.
+    LeastLoaded,
+    /// Something else was asked for. An annotation is checked by no API server, and a slip in it is no reason not to serve: it is warned of.
+    Unknown(Arc<str>),
 }
 
 /// A port of a service.
@@ -63,6 +79,8 @@ pub enum SkipReason {
     OtherProxy(Arc<str>),
 }
 
+/// The annotation that says how an endpoint is chosen: `random`, `maglev` or `least-loaded`.
+pub const BALANCE_ANNOTATION: &str = "podgate.io/balance";
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// Kubernetes' default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -109,6 +127,7 @@ impl Service {
             internal_policy: policy(&blame, "spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref())?,
             external_policy: policy(&blame, "spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref())?,
             affinity: affinity(&blame, spec)?,
+            balance: balance(service.metadata.annotations.as_ref().and_then(|a| a.get(BALANCE_ANNOTATION))),
             source_ranges,
             health_check_node_port: health_check_node_port.map(|p| blame.port("spec.healthCheckNodePort", p)).transpose()?,
             name,
@@ -152,6 +171,15 @@ fn policy(blame: &Blame<'_>, field: &str, text: Option<&str>) -> Result<TrafficP
         None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
         Some("Local") => Ok(TrafficPolicy::Local),
         Some(other) => Err(blame.error(field, format!("`{other}` is neither Cluster nor Local"))),
+    }
+}
+
+fn balance(annotation: Option<&String>) -> BalancePolicy {
+    match annotation.map_or("", |text| text.trim()) {
+        "" | "random" => BalancePolicy::Random,
+        "maglev" => BalancePolicy::Maglev,
+        "least-loaded" => BalancePolicy::LeastLoaded,
+        other => BalancePolicy::Unknown(other.into()),
     }
 }
 
@@ -205,6 +233,18 @@ mod tests {
         assert_eq!(service.affinity, Some(Duration::from_secs(10_800)));
         assert_eq!((service.internal_policy, service.external_policy), (TrafficPolicy::Cluster, TrafficPolicy::Cluster));
         assert_eq!(service.ports, [ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 53, node_port: None }]);
+    }
+
+    #[test]
+    fn an_annotation_says_how_endpoints_are_chosen() {
+        let of = |text: Option<&str>| {
+            let annotations = text.map(|text| json!({"podgate.io/balance": text}));
+            let object = json!({"metadata": {"name": "web", "annotations": annotations}, "spec": {"clusterIP": "10.96.0.1"}});
+            Service::from_k8s(&serde_json::from_value(object).unwrap()).unwrap().balance
+        };
+        assert_eq!([of(None), of(Some("random"))], [BalancePolicy::Random, BalancePolicy::Random]);
+        assert_eq!([of(Some(" maglev ")), of(Some("least-loaded"))], [BalancePolicy::Maglev, BalancePolicy::LeastLoaded]);
+        assert_eq!(of(Some("Maglev")), BalancePolicy::Unknown("Maglev".into()));
     }
 
     #[test]

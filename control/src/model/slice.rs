@@ -7,6 +7,10 @@ use k8s_openapi::api::discovery::v1;
 
 use super::{Blame, ModelError, ObjectName, Protocol, namespaced};
 
+/// The annotation that gives each endpoint of a slice its weight.
+pub const WEIGHT_ANNOTATION: &str = "podgate.io/weight";
+/// The largest weight: in percent, say. It bounds the work of filling a Maglev table.
+pub const WEIGHT_MAX: u16 = 100;
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// A slice of a service's endpoints.
@@ -20,6 +24,8 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// Its endpoints; those without an address of the slice's family are left out.
     pub endpoints: Vec<Endpoint>,
+    /// What the annotation `podgate.io/weight` says, if it is no weight: every endpoint has weight 1 then, and it is warned of.
+    pub bad_weight: Option<Arc<str>>,
 }
 
 /// A port of a slice.
@@ -50,6 +56,8 @@ pub struct Endpoint {
     pub node_hints: Vec<Arc<str>>,
     /// Zones that it is meant for, from `hints.forZones`.
     pub zone_hints: Vec<Arc<str>>,
+    /// Its share of new connections beside the others', 1 to [`WEIGHT_MAX`]: that of its slice.
+    pub weight: u16,
 }
 
 impl EndpointSlice {
@@ -59,6 +67,10 @@ impl EndpointSlice {
         let blame = Blame { kind: "EndpointSlice", name: &name };
         let label = slice.metadata.labels.as_ref().and_then(|l| l.get(SERVICE_NAME_LABEL)).filter(|s| !s.is_empty());
         let service = label.map(|s| ObjectName { namespace: name.namespace.clone(), name: s.as_str().into() });
+        let annotation = slice.metadata.annotations.as_ref().and_then(|a| a.get(WEIGHT_ANNOTATION)).map(|text| text.trim());
+        let weight = annotation.map_or(Some(1), |text| text.parse().ok().filter(|weight| (1..=WEIGHT_MAX).contains(weight)));
+        let bad_weight = annotation.filter(|_| weight.is_none()).map(Into::into);
+        let weight = weight.unwrap_or(1);
         let mut ports = Vec::new();
         for port in slice.ports.iter().flatten() {
             let protocol = Protocol::parse(port.protocol.as_deref()).ok_or_else(|| {
@@ -73,7 +85,7 @@ impl EndpointSlice {
             "IPv4" => true,
             "IPv6" => false,
             // Names are for others to resolve: such a slice has no endpoint for us.
-            "FQDN" => return Ok(EndpointSlice { ports: Vec::new(), endpoints: Vec::new(), service, name }),
+            "FQDN" => return Ok(EndpointSlice { ports: Vec::new(), endpoints: Vec::new(), bad_weight, service, name }),
             other => return Err(blame.error("addressType", format!("`{other}` is none of IPv4, IPv6, FQDN"))),
         };
         let mut endpoints = Vec::new();
@@ -81,14 +93,14 @@ impl EndpointSlice {
             let Some(first) = endpoint.addresses.first() else { continue };
             let address = blame.ip("endpoints.addresses", first)?;
             if address.is_ipv4() == is_v4 {
-                endpoints.push(parse_endpoint(endpoint, address));
+                endpoints.push(parse_endpoint(endpoint, address, weight));
             }
         }
-        Ok(EndpointSlice { ports, endpoints, service, name })
+        Ok(EndpointSlice { ports, endpoints, bad_weight, service, name })
     }
 }
 
-fn parse_endpoint(endpoint: &v1::Endpoint, address: IpAddr) -> Endpoint {
+fn parse_endpoint(endpoint: &v1::Endpoint, address: IpAddr, weight: u16) -> Endpoint {
     let conditions = endpoint.conditions.as_ref();
     let hints = endpoint.hints.as_ref();
     Endpoint {
@@ -99,6 +111,7 @@ fn parse_endpoint(endpoint: &v1::Endpoint, address: IpAddr) -> Endpoint {
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
         node_hints: hints.and_then(|h| h.for_nodes.as_ref()).into_iter().flatten().map(|n| n.name.as_str().into()).collect(),
         zone_hints: hints.and_then(|h| h.for_zones.as_ref()).into_iter().flatten().map(|z| z.name.as_str().into()).collect(),
+        weight,
     }
 }
 
@@ -119,6 +132,21 @@ mod tests {
         let [endpoint] = &slice.endpoints[..] else { panic!("one endpoint") };
         assert_eq!(endpoint.address.to_string(), "10.0.0.1", "only the first address counts");
         assert_eq!((endpoint.ready, endpoint.serving, endpoint.terminating), (true, true, false));
+    }
+
+    #[test]
+    fn a_slices_weight_is_that_of_each_endpoint_and_a_slip_in_it_counts_as_one() {
+        let of = |weight: Value| {
+            let metadata = json!({"name": "web-1", "namespace": "shop", "annotations": {"podgate.io/weight": weight}});
+            let endpoints = json!([{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"]}]);
+            let object = json!({"metadata": metadata, "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": endpoints});
+            let slice = EndpointSlice::from_k8s(&serde_json::from_value(object).unwrap()).unwrap();
+            (slice.endpoints.iter().map(|e| e.weight).collect::<Vec<_>>(), slice.bad_weight)
+        };
+        assert_eq!(of(json!(" 90 ")), (vec![90, 90], None));
+        for bad in ["0", "101", "-1", "many", ""] {
+            assert_eq!(of(json!(bad)), (vec![1, 1], Some(bad.into())));
+        }
     }
 
     #[test]

@@ -2,15 +2,18 @@
 //! `trace` asks the same code that forwards.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use crate::addr::{Addr, Tuple, protocol};
 use crate::admit::Sender;
+use crate::affinity::BackendId;
+use crate::balance::{self, LoadSlot, Pick, finalize, scramble};
 use crate::fib::{Pod, within};
-use crate::flow::{Direction, Flow, FlowTable, Hash, Kind, Opener};
+use crate::flow::{Direction, Flow, FlowTable, Hash, Kind, Now, Opener};
 use crate::nat;
 use crate::packet::{Ingress, Packet};
 use crate::parse::{Parsed, Transport};
-use crate::service::{Backend, Face, Frontend, FrontendKey, Place, TrafficPolicy};
+use crate::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, TrafficPolicy};
 use crate::snapshot::{Masquerade, NodeTables, OutsideToPods, Snapshot};
 use crate::verdict::{DropReason, PeerId};
 use crate::wire::ip::Scope;
@@ -80,6 +83,10 @@ pub struct Opening {
     pub source: Source,
     /// Where it goes next.
     pub hop: Hop,
+    /// Whether the client sticks to this backend, and for how long.
+    pub affinity: Option<Duration>,
+    /// The backend's counter, where somebody wants to know its load.
+    pub load: LoadSlot,
 }
 
 /// The source that an opened flow leaves with.
@@ -94,18 +101,18 @@ pub enum Source {
 }
 
 /// Decides. `hash` is that of the packet's tuple; `sender` comes from `admit`; the packet is not a fragment's tail.
-pub fn decide(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, parsed: &Parsed, hash: Hash, sender: Sender) -> Decision {
+pub fn decide(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, parsed: &Parsed, hash: Hash, sender: Sender, now: Now) -> Decision {
     if let Transport::IcmpError { .. } = parsed.transport_kind {
         return quoting(snapshot, flows, packet, parsed, sender);
     }
     match flows.lookup_hashed(&parsed.tuple, hash) {
         Some(flow) if !starts_anew(snapshot, flows, &flow, parsed) => Decision::Known(flow),
-        _ => first(snapshot, packet, parsed, sender),
+        _ => first(snapshot, flows, packet, parsed, sender, now),
     }
 }
 
 /// A packet of no known flow.
-fn first(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sender: Sender) -> Decision {
+fn first(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, parsed: &Parsed, sender: Sender, now: Now) -> Decision {
     let (node, dst) = (&*snapshot.node, parsed.tuple.dst);
     let key = FrontendKey { addr: dst, port: parsed.tuple.dst_port, protocol: parsed.tuple.protocol };
     if speaks_overlay(snapshot, parsed.tuple.protocol, (parsed.tuple.src, parsed.tuple.src_port)) {
@@ -113,7 +120,7 @@ fn first(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sender: Send
         return Decision::Refuse(DropReason::OverlayForged, Say::Nothing);
     }
     if let Some(frontend) = snapshot.services.get(&key) {
-        return dial(snapshot, frontend, parsed, sender);
+        return dial(snapshot, flows, frontend, parsed, sender, now);
     }
     if packet.ingress == Ingress::Socket {
         return Decision::NotOurs;
@@ -147,7 +154,7 @@ fn plain(snapshot: &Snapshot, parsed: &Parsed, sender: Sender) -> Decision {
     if matches!(sender, Sender::Pod { .. } | Sender::Peer(_)) && speaks_overlay(snapshot, parsed.tuple.protocol, (dst, parsed.tuple.dst_port)) {
         return Decision::Refuse(DropReason::OverlayForged, Say::Nothing);
     }
-    let open = |kind, source| Decision::Open(Opening { kind, opener: sender.opener(), service: 0, to: (dst, parsed.tuple.dst_port), source, hop });
+    let open = |kind, source| Decision::Open(Opening::plain(kind, sender, (dst, parsed.tuple.dst_port), source, hop));
     match (sender, hop) {
         (Sender::Peer(_), Hop::Peer(_) | Hop::Outside) => Decision::Refuse(DropReason::OverlayForeignDestination, Say::Nothing),
         (Sender::Pod { .. } | Sender::Node | Sender::Peer(_), Hop::Pod { .. } | Hop::Node | Hop::Peer(_)) | (Sender::Outside, Hop::Node) => {
@@ -179,11 +186,75 @@ fn plain(snapshot: &Snapshot, parsed: &Parsed, sender: Sender) -> Decision {
     }
 }
 
+impl Opening {
+    /// Of a flow that is no service's.
+    pub(crate) fn plain(kind: Kind, sender: Sender, to: (Addr, u16), source: Source, hop: Hop) -> Opening {
+        Opening { kind, opener: sender.opener(), service: 0, to, source, hop, affinity: None, load: LoadSlot::NONE }
+    }
+}
+
+/// The endpoints that a frontend leads a sender to.
+pub(crate) struct Reach<'a> {
+    /// By which policy.
+    policy: TrafficPolicy,
+    /// The list.
+    endpoints: &'a [Backend],
+    /// How one of it is chosen.
+    pub pick: &'a Pick,
+    /// Whether policy wants the source replaced.
+    masquerade: bool,
+}
+
+impl<'a> Reach<'a> {
+    /// Semantics row 7 (kube-proxy's nftables/proxier.go).
+    fn of(frontend: &'a Frontend, node: &NodeTables, src: Addr, sender: Sender) -> Reach<'a> {
+        let service = &*frontend.service;
+        let cluster = |masquerade| Reach { policy: TrafficPolicy::Cluster, endpoints: &service.cluster, pick: &service.balance.cluster, masquerade };
+        let local = |masquerade| Reach { policy: TrafficPolicy::Local, endpoints: &service.local, pick: &service.balance.local, masquerade };
+        let from_cluster_pod = within(&node.cluster_pod_cidrs, src);
+        match (frontend.face, service.internal_policy, service.external_policy) {
+            (Face::ClusterIp, TrafficPolicy::Cluster, _) => cluster(!from_cluster_pod),
+            (Face::ClusterIp, TrafficPolicy::Local, _) => local(!from_cluster_pod),
+            (Face::HostPort, ..) => local(false),
+            (_, _, TrafficPolicy::Cluster) => cluster(true),
+            (_, _, TrafficPolicy::Local) if from_cluster_pod => cluster(false),
+            (_, _, TrafficPolicy::Local) if sender == Sender::Node => cluster(true),
+            (_, _, TrafficPolicy::Local) => local(false),
+        }
+    }
+
+    /// The endpoint that the table of session affinity knows by `id`.
+    pub fn find(&self, id: BackendId) -> Option<&'a Backend> {
+        self.endpoints.iter().find(|backend| BackendId::of(backend) == id)
+    }
+}
+
+/// The endpoints that a packet to a service could be led to, and how; `None` where its destination is no frontend.
+pub(crate) fn reach<'a>(snapshot: &'a Snapshot, parsed: &Parsed, sender: Sender) -> Option<Reach<'a>> {
+    let key = FrontendKey { addr: parsed.tuple.dst, port: parsed.tuple.dst_port, protocol: parsed.tuple.protocol };
+    Some(Reach::of(snapshot.services.get(&key)?, &snapshot.node, parsed.tuple.src, sender))
+}
+
+/// The endpoint for a new connection.
+fn choose<'a>(flows: &FlowTable<'_>, reach: &Reach<'a>, service: &ServicePort, tuple: &Tuple, now: Now) -> Option<&'a Backend> {
+    let hash = match service.affinity {
+        None => balance::of_connection(tuple),
+        Some(_) => {
+            let sticky = flows.affinity().lookup(tuple.src, service.id, now);
+            if let Some(backend) = sticky.and_then(|sticky| reach.find(sticky.backend)) {
+                return Some(backend);
+            }
+            // By the client alone, so that workers agree, and a client that was put out of a full table finds the same again.
+            balance::of_client(tuple.src, service.id)
+        }
+    };
+    reach.pick.choose(reach.endpoints, hash, flows.loads())
+}
+
 /// To a service.
-fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sender) -> Decision {
+fn dial(snapshot: &Snapshot, flows: &FlowTable<'_>, frontend: &Frontend, parsed: &Parsed, sender: Sender, now: Now) -> Decision {
     let (node, service) = (&*snapshot.node, &*frontend.service);
     let src = parsed.tuple.src;
-    let from_cluster_pod = within(&node.cluster_pod_cidrs, src);
     // Before all else: who may not dial learns nothing, by a reset for one (semantics row 8; the node itself is no exception).
     if frontend.face == Face::LoadBalancer && !service.source_ranges.is_empty() && !within(&service.source_ranges, src) {
         return Decision::Refuse(DropReason::SourceRangeDenied, Say::Nothing);
@@ -194,18 +265,9 @@ fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sende
         // Not the start of a connection: a backend chosen now would not know it.
         return Decision::Refuse(DropReason::NoFlow, Say::Reject);
     }
-    // Semantics row 7 (kube-proxy's nftables/proxier.go): which endpoints, and whether policy wants the source replaced.
-    let (policy, endpoints, masquerade) = match (frontend.face, service.internal_policy, service.external_policy) {
-        (Face::ClusterIp, TrafficPolicy::Cluster, _) => (TrafficPolicy::Cluster, &service.cluster, !from_cluster_pod),
-        (Face::ClusterIp, TrafficPolicy::Local, _) => (TrafficPolicy::Local, &service.local, !from_cluster_pod),
-        (Face::HostPort, ..) => (TrafficPolicy::Local, &service.local, false),
-        (_, _, TrafficPolicy::Cluster) => (TrafficPolicy::Cluster, &service.cluster, true),
-        (_, _, TrafficPolicy::Local) if from_cluster_pod => (TrafficPolicy::Cluster, &service.cluster, false),
-        (_, _, TrafficPolicy::Local) if sender == Sender::Node => (TrafficPolicy::Cluster, &service.cluster, true),
-        (_, _, TrafficPolicy::Local) => (TrafficPolicy::Local, &service.local, false),
-    };
-    let Some(backend) = choose(endpoints, &parsed.tuple) else {
-        return if policy == TrafficPolicy::Local && !service.cluster.is_empty() {
+    let reach = Reach::of(frontend, node, src, sender);
+    let Some(backend) = choose(flows, &reach, service, &parsed.tuple, now) else {
+        return if reach.policy == TrafficPolicy::Local && !service.cluster.is_empty() {
             Decision::Refuse(DropReason::NoBackendLocal, Say::Nothing)
         } else {
             Decision::Refuse(DropReason::NoBackendRejected, Say::Reject)
@@ -225,7 +287,7 @@ fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sende
         return Decision::Refuse(DropReason::OverlayForged, Say::Nothing);
     }
     // A node's own address already names this node: policy asks no more of the source.
-    let policy_masquerades = masquerade && sender != Sender::Node;
+    let policy_masquerades = reach.masquerade && sender != Sender::Node;
     let hairpin = backend.addr == src;
     let source = if hop == Hop::Outside
         && let Some(masquerade) = masquerade_of(snapshot, src)
@@ -242,7 +304,8 @@ fn dial(snapshot: &Snapshot, frontend: &Frontend, parsed: &Parsed, sender: Sende
     } else {
         Source::Keep
     };
-    Decision::Open(Opening { kind: Kind::Service, opener: sender.opener(), service: service.id, to, source, hop })
+    let load = if let Pick::LeastLoaded(_) = reach.pick { flows.loads().slot(backend.addr, backend.port) } else { LoadSlot::NONE };
+    Decision::Open(Opening { kind: Kind::Service, opener: sender.opener(), service: service.id, to, source, hop, affinity: service.affinity, load })
 }
 
 /// Whether the backend's replies to the sender's own address pass this gateway by themselves. Where they do not, the source must be
@@ -393,30 +456,6 @@ pub fn still_serves(snapshot: &Snapshot, flow: &Flow) -> bool {
         let is_it = |b: &Backend| b.addr == flow.reply.src && b.port == flow.reply.src_port;
         frontend.service.id == flow.service && (frontend.service.cluster.iter().any(is_it) || frontend.service.local.iter().any(is_it))
     })
-}
-
-/// Picks an endpoint for a new connection: uniform over connections, the same for a retransmission.
-fn choose<'a>(endpoints: &'a [Backend], tuple: &Tuple) -> Option<&'a Backend> {
-    let at = ((scramble(tuple) >> 32) * endpoints.len() as u64) >> 32;
-    endpoints.get(at as usize)
-}
-
-/// A hash for spreading, not for security: which endpoint a client gets is no secret.
-pub fn scramble(tuple: &Tuple) -> u64 {
-    let mut hash = 0x9e37_79b9_7f4a_7c15_u64;
-    let ports = (tuple.src_port as u64) << 32 | (tuple.dst_port as u64) << 8 | tuple.protocol as u64;
-    for word in [tuple.src.0 as u64, (tuple.src.0 >> 64) as u64, tuple.dst.0 as u64, (tuple.dst.0 >> 64) as u64, ports] {
-        hash = finalize(hash ^ word);
-    }
-    hash
-}
-
-/// One step of SplitMix64 (Steele, Lea, Flood 2014).
-fn finalize(word: u64) -> u64 {
-    let hash = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ hash >> 31
 }
 
 /// Whether a flow of it can be told from others by ports or an identifier.

@@ -39,6 +39,8 @@ pub mod fragment;
 pub mod decide;
 pub mod flow;
 pub mod service;
+pub mod affinity;
+pub mod balance;
 pub mod fib;
 pub mod shape;
 mod fold;

@@ -15,6 +15,7 @@
 
 use crate::addr::{Addr, Tuple, protocol};
 use crate::admit::{self, Sender};
+use crate::affinity::{BackendId, Visit};
 use crate::counters::Counters;
 use crate::decide::{self, Decision, Hop, Opening, Say, Source, decide};
 use crate::encap;
@@ -233,13 +234,13 @@ impl Pipeline {
         if egress_limits(env, parsed, sender).and_then(|limits| limits.egress.as_ref()).is_some_and(|egress| egress.is_full(env.now_ns)) {
             return Err(DropReason::BandwidthExceeded);
         }
-        let onward = match decide(env.snapshot, &env.flows, packet, parsed, hash, sender) {
+        let onward = match self.decide(env, packet, parsed, hash, sender) {
             Decision::Plain(hop) => match self.claimed(env, parsed).then(|| env.snapshot.node.gateway_for(parsed.tuple.dst)).flatten() {
                 None => Onward { to: parsed.tuple, hop, change: Change::Tuple },
                 Some(gateway) => {
                     let to = (parsed.tuple.dst, parsed.tuple.dst_port);
                     let source = Source::Gateway(gateway);
-                    let opening = Opening { kind: Kind::Relayed, opener: sender.opener(), service: 0, to, source, hop };
+                    let opening = Opening::plain(Kind::Relayed, sender, to, source, hop);
                     self.open(env, packet, parsed, &opening, outbox)?
                 }
             },
@@ -274,6 +275,30 @@ impl Pipeline {
             }
         };
         Ok(Step::Onward(onward))
+    }
+
+    /// Stage 4, and what a new connection means for its client where clients stick to their backends.
+    #[inline]
+    fn decide(&self, env: &Env<'_>, packet: &Packet<'_>, parsed: &Parsed, hash: Hash, sender: Sender) -> Decision {
+        let decision = decide(env.snapshot, &env.flows, packet, parsed, hash, sender, env.now);
+        match decision {
+            Decision::Open(Opening { affinity: Some(timeout), service, to, .. }) => {
+                let visit = Visit { client: parsed.tuple.src, service, timeout, now: env.now };
+                if self.stick(env, parsed, sender, &visit, BackendId::new(to.0, to.1)) {
+                    return decision;
+                }
+                // Another worker met this client a moment ago and chose otherwise. Now its choice is known.
+                decide(env.snapshot, &env.flows, packet, parsed, hash, sender, env.now)
+            }
+            _ => decision,
+        }
+    }
+
+    /// Whether the client of a new connection sticks to `choice` from now on.
+    #[cold]
+    fn stick(&self, env: &Env<'_>, parsed: &Parsed, sender: Sender, visit: &Visit, choice: BackendId) -> bool {
+        let usable = |id| id == choice || decide::reach(env.snapshot, parsed, sender).is_some_and(|reach| reach.find(id).is_some());
+        env.flows.affinity().stick(visit, choice, self.worker, usable) == choice
     }
 
     /// Whether the replies to an untranslated packet would be taken for those of a flow: its sender has used the same port towards the
@@ -329,7 +354,8 @@ impl Pipeline {
             };
             // An echo's identifier is the source port; its destination port stays 0.
             let reply = Tuple { src: opening.to.0, src_port: opening.to.1, dst: addr, dst_port: port, protocol: parsed.tuple.protocol };
-            let new = NewFlow { original: parsed.tuple, reply, kind: opening.kind, opener: opening.opener, service: opening.service };
+            let new =
+                NewFlow { original: parsed.tuple, reply, kind: opening.kind, opener: opening.opener, service: opening.service, load: opening.load };
             // A look costs a fraction of an insertion that fails.
             if source != Source::Keep && env.flows.lookup(&reply).is_some() {
                 attempt += 1;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::Addr;
+use crate::balance::Balance;
 use crate::fold::FoldMap;
 
 /// What a client dials.
@@ -86,6 +87,8 @@ pub struct ServicePort {
     pub cluster: Arc<[Backend]>,
     /// Usable endpoints on this node, picked by themselves.
     pub local: Arc<[Backend]>,
+    /// How one of each list is chosen.
+    pub balance: Balance,
     /// Clients stick to their endpoint for this long after their last new connection.
     pub affinity: Option<Duration>,
     /// `loadBalancerSourceRanges`; empty lets everybody in.
@@ -178,10 +181,11 @@ impl ServiceTable {
         self.shards.iter().flat_map(|shard| shard.iter())
     }
 
-    /// The frontends of shards that `other` does not share: all that can differ from it, and their neighbours.
-    pub fn differing<'a>(&'a self, other: &'a ServiceTable) -> impl Iterator<Item = (&'a FrontendKey, &'a Frontend)> {
-        let shards = self.shards.iter().zip(other.shards.iter()).filter(|(ours, theirs)| !Arc::ptr_eq(ours, theirs));
-        shards.flat_map(|(ours, _)| ours.iter())
+    /// Every frontend whose shard differs from that of `other`, in no order: all that another table of the same line cannot have alike.
+    /// What has not changed costs a comparison of a thousand pointers.
+    pub fn unlike<'a>(&'a self, other: &'a ServiceTable) -> impl Iterator<Item = (&'a FrontendKey, &'a Frontend)> {
+        let differing = self.shards.iter().zip(&*other.shards).filter(|(ours, theirs)| !Arc::ptr_eq(ours, theirs));
+        differing.flat_map(|(ours, _)| ours.iter())
     }
 
     /// The table after `changes`: a frontend to put, or `None` to take away. Copies the shards that change and no other.

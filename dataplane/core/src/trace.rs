@@ -1,12 +1,15 @@
 //! What would become of a packet: the pipeline's own stages asked one by one, with nothing changed and nothing sent.
 
-use crate::addr::{Tuple, protocol};
+use std::time::Duration;
+
+use crate::addr::{Addr, Tuple, protocol};
 use crate::admit::{self, Sender};
-use crate::decide::{self, Decision, Hop, Say, Source};
-use crate::flow::{Direction, FlowTable};
+use crate::balance::Pick;
+use crate::decide::{self, Decision, Hop, Reach, Say, Source};
+use crate::flow::{Direction, FlowTable, Now};
 use crate::packet::{Ingress, Offload, Outer, Packet};
 use crate::parse::{Parsed, Transport};
-use crate::service::FrontendKey;
+use crate::service::{FrontendKey, ServicePort};
 use crate::shape::{Limiter, Limits};
 use crate::snapshot::Snapshot;
 use crate::verdict::DropReason;
@@ -14,14 +17,14 @@ use crate::verdict::DropReason;
 /// One stage of a packet's way and what happens there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// `ingress`, `admit`, `flow`, `service`, `translate`, `limit`, `next hop` or `verdict`.
+    /// `ingress`, `admit`, `flow`, `service`, `balance`, `affinity`, `translate`, `limit`, `next hop` or `verdict`.
     pub stage: &'static str,
     /// For people.
     pub detail: String,
 }
 
 /// The way of the first packet of `tuple` (for TCP a SYN, for ICMP an echo request), sent by whoever owns its source.
-pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<Step> {
+pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple, now: Now) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut note = |stage, detail: String| steps.push(Step { stage, detail });
     let ingress = ingress_of(snapshot, &tuple);
@@ -53,7 +56,7 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
             Sender::Peer(peer) => format!("the source belongs to peer {}", snapshot.peers[peer.0 as usize].name),
         },
     );
-    let decision = decide::decide(snapshot, flows, &packet, &parsed, flows.hash(&parsed.tuple), sender);
+    let decision = decide::decide(snapshot, flows, &packet, &parsed, flows.hash(&parsed.tuple), sender, now);
     match decision {
         Decision::Known(flow) => {
             let way = if flow.direction == Direction::Original { "as its opener" } else { "as a reply" };
@@ -74,6 +77,14 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
                 service.local.len()
             ),
         );
+        if let Some(reach) = decide::reach(snapshot, &parsed, sender) {
+            if !matches!(reach.pick, Pick::Even) {
+                note("balance", format!("a new connection's endpoint is chosen by the policy {}", reach.pick.name()));
+            }
+            if let Some(timeout) = service.affinity {
+                note("affinity", describe_affinity(flows, &reach, service, tuple.src, timeout, now));
+            }
+        }
     } else if snapshot.is_vip(tuple.dst) && !snapshot.node.is_gateway(tuple.dst) {
         note("service", "a VIP, but no service has this port".into());
     }
@@ -151,6 +162,17 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple) -> Vec<St
 
 fn drop_text(reason: DropReason) -> String {
     format!("dropped as {}: {}", reason.name(), reason.help().trim_end_matches('.'))
+}
+
+fn describe_affinity(flows: &FlowTable<'_>, reach: &Reach<'_>, service: &ServicePort, client: Addr, timeout: Duration, now: Now) -> String {
+    let sticky = flows.affinity().lookup(client, service.id, now);
+    match sticky.map(|sticky| (sticky, reach.find(sticky.backend))) {
+        Some((sticky, Some(backend))) => format!("{client} sticks to {}:{} for {} s", backend.addr, backend.port, sticky.left_s),
+        Some((_, None)) => {
+            format!("{client} stuck to an endpoint that is not one of these; it will stick to its next one for {} s", timeout.as_secs())
+        }
+        None => format!("{client} sticks to none yet; it will stick to its next one for {} s", timeout.as_secs()),
+    }
 }
 
 fn describe_limit(limiter: &Limiter) -> String {

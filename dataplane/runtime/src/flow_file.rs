@@ -1,6 +1,6 @@
 //! The flow table's memory: a file that is mapped by the process that uses it and outlives it.
 //!
-//! A successor of a killed process opens the same file and finds every flow (design D3). The file begins with a page that says what
+//! A successor of a killed process opens the same file and finds every flow, and which client sticks to which backend (design D3). The file begins with a page that says what
 //! it is: magic, layout version, sizes, the boot it is of, and the key of the table's hash. If any of this does not fit, the file is
 //! made anew and the reason told: flows end then, nothing else does. Times in the records count from the boot, so a file of an earlier
 //! boot is useless anyway; keep it on a tmpfs such as `/run`.
@@ -21,13 +21,16 @@ use std::mem::size_of;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{Flock, FlockArg};
-use podgate_core::flow::{Bucket, FlowTable, Record, Recovered, layout};
+use podgate_core::affinity;
+use podgate_core::balance::loads_for;
+use podgate_core::flow::{Bucket, FlowTable, Memory, Record, Recovered, layout};
 
-/// Raise it when the meaning of a record, a bucket or the header changes.
-const LAYOUT_VERSION: u32 = 1;
+/// Raise it when the meaning of a record, a bucket of either table, a load counter or the header changes, or their order.
+const LAYOUT_VERSION: u32 = 2;
 
 const MAGIC: [u8; 16] = *b"podgate flows\r\n\0";
 
@@ -185,16 +188,24 @@ impl FlowFile {
     /// The table in it.
     pub fn table(&self) -> FlowTable<'_> {
         let base = self.map.as_mut_ptr().cast_const();
-        // SAFETY: the mapping is shared and writable, page-aligned and as long as the header, the records and the buckets together
-        // (`open` asked for that length, allocated it, and the lock keeps every other gateway from cutting it), so both slices are
-        // within it and aligned to 64 bytes. They are made of atomics alone, for which any bits are a value and shared changes are
-        // allowed. They live as long as the mapping, which `self` owns.
-        let (records, buckets) = unsafe {
+        let (affinity_len, loads_len) = (affinity::buckets_for(self.records), loads_for(self.records));
+        // SAFETY: the mapping is shared and writable, page-aligned and as long as the header and the four slices together (`file_len`;
+        // `open` asked for that length, allocated it, and the lock keeps every other gateway from cutting it), so all slices are
+        // within it and aligned to 64 bytes: what stands before each is a multiple of that. They are made of atomics alone, for which
+        // any bits are a value and shared changes are allowed. They live as long as the mapping, which `self` owns.
+        let memory = unsafe {
             let records = base.add(HEADER_LEN);
             let buckets = records.add(self.records * size_of::<Record>());
-            (std::slice::from_raw_parts(records.cast::<Record>(), self.records), std::slice::from_raw_parts(buckets.cast::<Bucket>(), self.buckets))
+            let affinity = buckets.add(self.buckets * size_of::<Bucket>());
+            let loads = affinity.add(affinity_len * size_of::<affinity::Bucket>());
+            Memory {
+                records: std::slice::from_raw_parts(records.cast::<Record>(), self.records),
+                buckets: std::slice::from_raw_parts(buckets.cast::<Bucket>(), self.buckets),
+                affinity: std::slice::from_raw_parts(affinity.cast::<affinity::Bucket>(), affinity_len),
+                loads: std::slice::from_raw_parts(loads.cast::<AtomicU64>(), loads_len),
+            }
         };
-        FlowTable::new(self.key, records, buckets)
+        FlowTable::new(self.key, memory)
     }
 }
 
@@ -217,7 +228,9 @@ struct Found(Result<Header, ReplacedReason>);
 
 impl Header {
     fn file_len(&self) -> u64 {
-        HEADER_LEN as u64 + self.records * size_of::<Record>() as u64 + self.buckets * size_of::<Bucket>() as u64
+        let records = self.records as usize;
+        let beside = affinity::buckets_for(records) * size_of::<affinity::Bucket>() + loads_for(records) * size_of::<AtomicU64>();
+        HEADER_LEN as u64 + self.records * size_of::<Record>() as u64 + self.buckets * size_of::<Bucket>() as u64 + beside as u64
     }
 
     /// In the machine's byte order: the file never leaves it.
@@ -312,6 +325,8 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use podgate_core::addr::{Addr, Tuple};
+    use podgate_core::affinity::{BackendId, Visit};
+    use podgate_core::balance::LoadSlot;
     use podgate_core::flow::{Kind, NewFlow, Now, Opener};
     use podgate_core::verdict::WorkerId;
 
@@ -348,20 +363,24 @@ mod tests {
         let mut cursor = table.cursor(WorkerId(0), 1);
         for number in numbers {
             let reply = Tuple { src: Addr::from_v4([10, 0, 0, 9]), dst: tuple(0).src, src_port: 8080, dst_port: number, protocol: 6 };
-            let new = NewFlow { original: tuple(number), reply, kind: Kind::Service, opener: Opener::Pod, service: 7 };
+            let new = NewFlow { original: tuple(number), reply, kind: Kind::Service, opener: Opener::Pod, service: 7, load: LoadSlot::NONE };
             table.insert(&new, WorkerId(0), Now(1000), &mut cursor).unwrap();
         }
     }
 
     #[test]
-    fn flows_are_found_by_a_successor() {
+    fn flows_and_sticking_clients_are_found_by_a_successor() {
         let directory = Directory::new("successor");
         let (flows, opened) = FlowFile::open(directory.file(), 1000).unwrap();
         assert_eq!(opened, Opened::Fresh);
         insert(&flows, 1..500);
+        let visit = Visit { client: tuple(0).src, service: 7, timeout: std::time::Duration::from_secs(10), now: Now(1000) };
+        flows.table().affinity().stick(&visit, BackendId::new(visit.client, 8080), WorkerId(0), |_| true);
         drop(flows);
         let (flows, opened) = FlowFile::open(directory.file(), 1000).unwrap();
         assert_eq!(opened, Opened::Recovered(Recovered { live: 499, unfinished: 0, discarded: 0 }));
+        let sticky = flows.table().affinity().lookup(visit.client, visit.service, visit.now).expect("a client that came before");
+        assert_eq!((sticky.backend, sticky.left_s), (BackendId::new(visit.client, 8080), 10));
         let flow = flows.table().lookup(&tuple(77)).unwrap();
         assert_eq!((flow.service, flow.reply.dst_port), (7, 77));
         assert_eq!(flows.table().lookup(&tuple(500)), None);

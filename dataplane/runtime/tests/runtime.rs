@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use nodes::*;
 use podgate_core::addr::protocol;
+use podgate_core::balance::Balance;
 use podgate_core::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, TrafficPolicy};
 use podgate_core::snapshot::{Generation, Masquerade, Peer, Snapshot};
 use podgate_core::verdict::{DropReason, WorkerId};
@@ -253,6 +254,7 @@ fn a_node_ports_datagrams_in_fragments_reach_the_backend_and_a_port_that_is_take
         external_policy: TrafficPolicy::Cluster,
         cluster: Arc::clone(&backends),
         local: backends,
+        balance: Balance::default(),
         affinity: None,
         source_ranges: Vec::new(),
     });

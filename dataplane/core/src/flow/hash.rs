@@ -11,6 +11,12 @@ use crate::addr::Tuple;
 pub struct Hash(pub(super) u64);
 
 impl Hash {
+    /// All of it, for the table of session affinity.
+    #[inline]
+    pub(crate) const fn word(self) -> u64 {
+        self.0
+    }
+
     /// The part that an index entry keeps, 31 bits; no bit of it takes part in `buckets`' first choice (a table has far fewer than 2^32 buckets).
     #[inline]
     pub(super) const fn tag(self) -> u64 {
@@ -43,7 +49,7 @@ pub(super) const fn tuple_words(tuple: &Tuple) -> [u64; 5] {
 
 /// SipHash-1-3 of the tuple's five words, little-endian.
 #[inline]
-pub(super) fn hash(key: [u64; 2], tuple: &Tuple) -> Hash {
+pub(crate) fn hash(key: [u64; 2], tuple: &Tuple) -> Hash {
     // The initial state is "somepseudorandomlygeneratedbytes".
     let mut v = [key[0] ^ 0x736f_6d65_7073_6575, key[1] ^ 0x646f_7261_6e64_6f6d, key[0] ^ 0x6c79_6765_6e65_7261, key[1] ^ 0x7465_6462_7974_6573];
     for word in tuple_words(tuple) {

@@ -201,16 +201,19 @@ impl Insertion<'_> {
     pub fn commit(self) -> Result<Flow, InsertError> {
         // Release pairs with the Acquire in `Record::read`: who sees it live sees all of its words.
         match self.table.records[self.index as usize].change(self.claimed, self.claimed.with(State::Live), Ordering::Release) {
-            Ok(()) => Ok(Flow {
-                at: FlowRef { index: self.index, version: self.claimed.version() },
-                direction: Direction::Original,
-                original: self.new.original,
-                reply: self.new.reply,
-                kind: self.new.kind,
-                opener: self.new.opener,
-                service: self.new.service,
-                stage: Stage::Opening,
-            }),
+            Ok(()) => {
+                self.table.loads().begin(self.new.load);
+                Ok(Flow {
+                    at: FlowRef { index: self.index, version: self.claimed.version() },
+                    direction: Direction::Original,
+                    original: self.new.original,
+                    reply: self.new.reply,
+                    kind: self.new.kind,
+                    opener: self.new.opener,
+                    service: self.new.service,
+                    stage: Stage::Opening,
+                })
+            }
             Err(_) => {
                 self.undo();
                 Err(InsertError::Raced)

@@ -27,13 +27,13 @@
 //!
 //! Read first: passt's `flow.h` for the manner, the kernel's `nf_conntrack_core.c` (`__nf_conntrack_confirm`, `early_drop`) for the job.
 
-mod hash;
+pub(crate) mod hash;
 mod index;
 mod insert;
 #[cfg(all(test, loom))]
 mod model;
 mod record;
-mod sync;
+pub(crate) mod sync;
 mod table;
 mod tcp;
 #[cfg(all(test, not(loom)))]
@@ -42,12 +42,13 @@ mod tests;
 use std::time::Duration;
 
 use crate::addr::{Tuple, protocol};
+use crate::balance::LoadSlot;
 
 pub use hash::Hash;
 pub use index::Bucket;
 pub use insert::Cursor;
 pub use record::Record;
-pub use table::{FlowTable, OwnedFlows, Recovered, Swept, layout};
+pub use table::{FlowTable, Memory, OwnedFlows, Recovered, Swept, layout};
 
 /// Lifetimes of flows, as nf_conntrack's defaults unless configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +145,8 @@ pub struct NewFlow {
     pub opener: Opener,
     /// [`crate::service::ServicePort::id`], or 0.
     pub service: u64,
+    /// The backend's counter, which counts this flow while it lives.
+    pub load: LoadSlot,
 }
 
 /// Which way a packet goes.

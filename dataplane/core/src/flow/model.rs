@@ -9,6 +9,7 @@ use loom::thread;
 
 use super::*;
 use crate::addr::Addr;
+use crate::balance::LoadSlot;
 use crate::verdict::WorkerId;
 
 fn tuple(n: u16) -> Tuple {
@@ -16,7 +17,14 @@ fn tuple(n: u16) -> Tuple {
 }
 
 fn flow(original: u16, reply: u16) -> NewFlow {
-    NewFlow { original: tuple(original), reply: tuple(reply), kind: Kind::Service, opener: Opener::Pod, service: u64::from(original) }
+    NewFlow {
+        original: tuple(original),
+        reply: tuple(reply),
+        kind: Kind::Service,
+        opener: Opener::Pod,
+        service: u64::from(original),
+        load: LoadSlot::NONE,
+    }
 }
 
 fn check(model: impl Fn() + Sync + Send + 'static) {

@@ -9,7 +9,7 @@
 //! | 4–8 | the original tuple; word 8 also has kind and opener | before the commit |
 //! | 9–13 | the reply tuple | before the commit |
 //! | 14 | the service's id | before the commit |
-//! | 15 | unused, zero | |
+//! | 15 | the number of the backend's load counter, or 0 | before the commit |
 //!
 //! All that a packet of the original direction compares lies in the first cache line. Every bit pattern is a valid `Record`, so it may
 //! be mapped from a file; what a pattern means is checked where it is read.
@@ -19,6 +19,7 @@ use super::sync::{AtomicU64, Ordering, fence};
 use super::tcp::Life;
 use super::{Direction, Flow, FlowRef, Kind, NewFlow, Now, Opener, Stage};
 use crate::addr::{Addr, Tuple};
+use crate::balance::LoadSlot;
 use crate::verdict::WorkerId;
 
 /// One flow: 128 bytes of atomics. All zeroes is a free record.
@@ -36,6 +37,7 @@ const LIFE: usize = 3;
 const ORIGINAL: usize = 4;
 const REPLY: usize = 9;
 const SERVICE: usize = 14;
+const LOAD: usize = 15;
 
 /// `last_seen` is written only when it is this much out of date, so that the cache line of a busy flow stays shared between the workers.
 pub(super) const COARSE_MS: u64 = 1_000;
@@ -152,6 +154,10 @@ impl Words {
     pub fn created(&self) -> u64 {
         self.0[CREATED]
     }
+
+    pub fn load(&self) -> LoadSlot {
+        LoadSlot(self.0[LOAD])
+    }
 }
 
 /// The bits of a tuple's last word: ports and protocol.
@@ -211,7 +217,7 @@ impl Record {
         store(CREATED, now.0);
         store(LIFE, life_word(claimed.version(), Life::NEW));
         store(SERVICE, new.service);
-        store(15, 0);
+        store(LOAD, new.load.0);
     }
 
     /// The control word and then the words, if its version was still the same afterwards. Of a record that was live at the first look they are

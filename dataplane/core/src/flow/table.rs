@@ -5,9 +5,11 @@ use std::fmt;
 use super::hash::{self, Hash, tuple_words};
 use super::index::{BUCKET_ENTRIES, Bucket, Buckets, Entry};
 use super::record::{COARSE_MS, Ctrl, Record, State, Words};
-use super::sync::Ordering;
+use super::sync::{AtomicU64, Ordering};
 use super::{Direction, Flow, FlowRef, FlowView, Now, Stage, Timeouts};
 use crate::addr::{Tuple, protocol};
+use crate::affinity::{self, AffinityTable};
+use crate::balance::{self, Loads};
 use crate::verdict::WorkerId;
 
 /// The table: a view of borrowed memory, cheap to copy.
@@ -15,7 +17,22 @@ use crate::verdict::WorkerId;
 pub struct FlowTable<'a> {
     pub(super) records: &'a [Record],
     pub(super) index: Buckets<'a>,
+    affinity: AffinityTable<'a>,
+    loads: Loads<'a>,
     key: [u64; 2],
+}
+
+/// The memory of a table.
+#[derive(Clone, Copy)]
+pub struct Memory<'a> {
+    /// One for each flow; see [`layout`].
+    pub records: &'a [Record],
+    /// The index, a power of two; see [`layout`].
+    pub buckets: &'a [Bucket],
+    /// The table of session affinity, a power of two or none: then no client is remembered. See [`affinity::buckets_for`].
+    pub affinity: &'a [affinity::Bucket],
+    /// The backends' load counters, a power of two or none: then nothing is counted. See [`balance::loads_for`].
+    pub loads: &'a [AtomicU64],
 }
 
 /// What one step of [`FlowTable::sweep`] did.
@@ -47,16 +64,29 @@ pub const fn layout(capacity: usize) -> (usize, usize) {
 }
 
 impl<'a> FlowTable<'a> {
-    /// A table on `records` and `buckets` (see [`layout`]), which are all zero or were filled by a table with this `key`. The key is secret,
-    /// drawn at random once for each boot. Memory that another process filled wants [`FlowTable::recover`] first.
+    /// A table on `memory`, which is all zero or was filled by a table with this `key`. The key is secret, drawn at random once for each
+    /// boot. Memory that another process filled wants [`FlowTable::recover`] first.
     ///
     /// # Panics
     ///
-    /// If there is no record, or more than 2^32 - 2, or the number of buckets is not a power of two from 2 up.
-    pub fn new(key: [u64; 2], records: &'a [Record], buckets: &'a [Bucket]) -> FlowTable<'a> {
+    /// If there is no record, or more than 2^32 - 2, or a number that is to be a power of two is not.
+    pub fn new(key: [u64; 2], memory: Memory<'a>) -> FlowTable<'a> {
+        let Memory { records, buckets, affinity, loads } = memory;
         assert!(!records.is_empty() && records.len() < u32::MAX as usize, "a flow table has 1 to 2^32 - 2 records, not {}", records.len());
         assert!(buckets.len().is_power_of_two() && buckets.len() >= 2, "the buckets of a flow table are a power of two, not {}", buckets.len());
-        FlowTable { records, index: Buckets(buckets), key }
+        FlowTable { records, index: Buckets(buckets), affinity: AffinityTable::new(key, affinity), loads: Loads::new(loads), key }
+    }
+
+    /// Which clients stick to which backends.
+    #[inline]
+    pub fn affinity(&self) -> AffinityTable<'a> {
+        self.affinity
+    }
+
+    /// How many of the flows that are counted each backend has.
+    #[inline]
+    pub fn loads(&self) -> Loads<'a> {
+        self.loads
     }
 
     /// The hash of a tuple under this table's key.
@@ -166,6 +196,7 @@ impl<'a> FlowTable<'a> {
     /// Frees what a worker that died left in the middle of an insertion, and says how many records that were. Only after that worker's thread
     /// has ended, and before another takes its number.
     pub fn abandon(&self, worker: WorkerId) -> usize {
+        self.affinity.abandon(worker);
         let mut freed = 0;
         for (index, record) in self.records.iter().enumerate() {
             let Some((ctrl, words)) = record.read() else { continue };
@@ -183,6 +214,8 @@ impl<'a> FlowTable<'a> {
     /// Makes the table whole after the process that used it is gone, whatever it was doing: the index is rebuilt from the live records, which
     /// all live on under their versions; unfinished ones are freed. Only while nobody else uses the table.
     pub fn recover(&self) -> Recovered {
+        self.affinity.recover();
+        self.loads.clear();
         self.index.clear();
         let mut recovered = Recovered::default();
         for (index, record) in self.records.iter().enumerate() {
@@ -244,6 +277,7 @@ impl<'a> FlowTable<'a> {
         let record = &self.records[index as usize];
         // The version cannot change, since the record is ours.
         if let Some((_, words)) = record.read() {
+            self.loads.end(words.load());
             self.forget(index, &words);
         }
         record.free(dying);
@@ -267,7 +301,9 @@ impl<'a> FlowTable<'a> {
             let hash = self.hash(tuple);
             self.index.place(hash, Entry::new(hash, direction, index))
         });
-        if !placed {
+        if placed {
+            self.loads.begin(words.load());
+        } else {
             self.forget(index, &words);
         }
         placed
@@ -298,6 +334,8 @@ impl fmt::Debug for FlowTable<'_> {
 pub struct OwnedFlows {
     records: Box<[Record]>,
     buckets: Box<[Bucket]>,
+    affinity: Box<[affinity::Bucket]>,
+    loads: Box<[AtomicU64]>,
     key: [u64; 2],
 }
 
@@ -305,17 +343,25 @@ impl OwnedFlows {
     /// An empty table for `capacity` flows.
     pub fn new(capacity: usize, key: [u64; 2]) -> OwnedFlows {
         let (records, buckets) = layout(capacity);
-        OwnedFlows::with_layout(records, buckets, key)
+        let affinity = (0..affinity::buckets_for(capacity)).map(|_| affinity::Bucket::default()).collect();
+        let loads = (0..balance::loads_for(capacity)).map(|_| AtomicU64::new(0)).collect();
+        OwnedFlows { affinity, loads, ..OwnedFlows::with_layout(records, buckets, key) }
     }
 
-    /// An empty table of this many records and buckets.
+    /// An empty table of this many records and buckets, which remembers no client and counts no load.
     pub(super) fn with_layout(records: usize, buckets: usize, key: [u64; 2]) -> OwnedFlows {
-        OwnedFlows { records: (0..records).map(|_| Record::default()).collect(), buckets: (0..buckets).map(|_| Bucket::default()).collect(), key }
+        OwnedFlows {
+            records: (0..records).map(|_| Record::default()).collect(),
+            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
+            affinity: Box::default(),
+            loads: Box::default(),
+            key,
+        }
     }
 
     /// The table.
     pub fn table(&self) -> FlowTable<'_> {
-        FlowTable::new(self.key, &self.records, &self.buckets)
+        FlowTable::new(self.key, Memory { records: &self.records, buckets: &self.buckets, affinity: &self.affinity, loads: &self.loads })
     }
 }
 

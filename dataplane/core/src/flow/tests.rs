@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::record::State;
 use super::*;
 use crate::addr::Addr;
+use crate::balance::LoadSlot;
 use crate::verdict::WorkerId;
 
 const KEY: [u64; 2] = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
@@ -27,7 +28,7 @@ fn tuple(src: u32, src_port: u16, dst: u32, dst_port: u16, protocol: u8) -> Tupl
 fn service(n: u32) -> NewFlow {
     let original = tuple(0x0a20_0000 + (n >> 12), 1024 + (n & 0xfff) as u16, 0x0a60_0001, 443, protocol::TCP);
     let reply = tuple(0x0a20_ff02, 8443, 0x0a20_0001 + (n >> 16), n as u16, protocol::TCP);
-    NewFlow { original, reply, kind: Kind::Service, opener: Opener::Pod, service: 7 }
+    NewFlow { original, reply, kind: Kind::Service, opener: Opener::Pod, service: 7, load: LoadSlot::NONE }
 }
 
 fn udp(n: u32) -> NewFlow {
@@ -74,6 +75,7 @@ fn a_flow_is_found_by_both_tuples_with_all_that_was_put_in() {
         kind: Kind::Relayed,
         opener: Opener::Peer,
         service: u64::MAX,
+        load: LoadSlot::NONE,
     };
     let flow = insert(table, &new, Now(5)).unwrap();
     assert_eq!(table.lookup(&new.original), Some(flow));
@@ -154,7 +156,7 @@ fn a_flow_that_is_its_own_answer_is_refused() {
 fn an_untranslated_flow_has_two_entries_like_any_other() {
     let flows = OwnedFlows::new(16, KEY);
     let original = service(1).original;
-    let new = NewFlow { original, reply: original.reversed(), kind: Kind::OutsideToPod, opener: Opener::Host, service: 0 };
+    let new = NewFlow { original, reply: original.reversed(), kind: Kind::OutsideToPod, opener: Opener::Host, service: 0, load: LoadSlot::NONE };
     let flow = insert(flows.table(), &new, Now(0)).unwrap();
     assert_eq!(flow.translated(), original);
     assert_whole(flows.table());

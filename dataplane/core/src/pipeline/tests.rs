@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::addr::Addr;
+use crate::balance::Balance;
 use crate::counters::Counters;
 use crate::fib::{Pod, PodTable, PrefixMap};
 use crate::flow::{Kind, Opener, OwnedFlows, Stage, Timeouts};
@@ -13,6 +14,7 @@ use crate::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer};
 use crate::testing::{self, addr};
 use crate::verdict::PeerId;
 
+mod affinity;
 mod hostile;
 mod life;
 mod limits;
@@ -48,6 +50,7 @@ fn service(id: u64, external_policy: TrafficPolicy, cluster: Vec<Backend>) -> Ar
         external_policy,
         cluster: cluster.into(),
         local: local.into(),
+        balance: Balance::default(),
         affinity: None,
         source_ranges: vec![],
     })

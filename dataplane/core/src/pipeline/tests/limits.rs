@@ -259,7 +259,7 @@ fn a_trace_shows_the_limits_on_the_way() {
     let limits = Some(Arc::new(Limits::new(rate(2_500_000, 0), rate(10_000_000, 400_000))));
     set_pod(&mut world, &Pod { limits, ..Pod::new(1464) });
     let steps = |src, dst| -> Vec<(&'static str, String)> {
-        let steps = trace(&world.snapshot, &world.flows.table(), testing::tuple(protocol::TCP, src, dst));
+        let steps = trace(&world.snapshot, &world.flows.table(), testing::tuple(protocol::TCP, src, dst), world.now);
         steps.into_iter().filter(|step| step.stage == "limit").map(|step| (step.stage, step.detail)).collect()
     };
     let sends = "what 10.32.1.11 sends: 10 Mbit/s, bursts of 400 kbit; more waits for 100 ms at most";

@@ -57,7 +57,7 @@ fn a_trace_shows_who_is_not_masqueraded() {
     let mut world = World::new();
     set_pod(&mut world, &Pod { masquerade: false, ..Pod::new(1464) });
     let translate = |src, dst| -> Vec<String> {
-        let steps = trace(&world.snapshot, &world.flows.table(), testing::tuple(protocol::TCP, src, dst));
+        let steps = trace(&world.snapshot, &world.flows.table(), testing::tuple(protocol::TCP, src, dst), world.now);
         steps.into_iter().filter(|step| step.stage == "translate").map(|step| step.detail).collect()
     };
     assert_eq!(translate("10.32.1.11:5000", "203.0.113.9:443"), ["nothing: this pod is not masqueraded"]);

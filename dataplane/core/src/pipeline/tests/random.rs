@@ -293,7 +293,7 @@ fn trace_says_what_happens() {
         // What `parse` refuses has no tuple to trace.
         let Ok(parsed) = parse(&testing::packet(&mut copy, Ingress::Pods)) else { continue };
         let mut world = World::new();
-        let steps = crate::trace::trace(&world.snapshot, &world.flows.table(), parsed.tuple);
+        let steps = crate::trace::trace(&world.snapshot, &world.flows.table(), parsed.tuple, world.now);
         let said = &steps.last().unwrap().detail;
         let ingress = if world.snapshot.pods.get(parsed.tuple.src).is_some() {
             Ingress::Pods
