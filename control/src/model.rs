@@ -23,7 +23,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use podgate_core::addr::protocol;
 use serde::Serialize;
 
-pub use node::{Announcement, Node, OVERLAY_ANNOTATION, UNDERLAY_ANNOTATION};
+pub use node::{Announcement, Leaving, Node, OVERLAY_ANNOTATION, UNDERLAY_ANNOTATION};
 pub use service::{Service, ServicePort, SkipReason};
 pub use slice::{Endpoint, EndpointSlice, SlicePort};
 
@@ -338,6 +338,7 @@ mod tests {
             service: service.map(|s| ObjectName::new("default", s)),
             ports: Vec::new(),
             endpoints: Vec::new(),
+            triggered: None,
         }))
     }
 
