@@ -40,6 +40,7 @@ pub fn services(compiled: &Compiled) -> Value {
                 "externalTrafficPolicy": service.external_traffic_policy,
                 "sessionAffinitySeconds": service.session_affinity_seconds,
                 "sourceRanges": service.source_ranges,
+                "healthCheckNodePort": service.health_check_node_port,
             })
         };
         service.frontends.clone().iter().map(row).collect::<Vec<_>>()
