@@ -31,6 +31,11 @@ pub enum Request {
         /// `tcp`, `udp` or `icmp`.
         protocol: String,
     },
+    /// What changed since a generation of the tables, object by object.
+    Diff {
+        /// The generation; as long ago as is remembered if there is none.
+        since: Option<u64>,
+    },
     /// Attaches the network namespace whose descriptor comes with the request; the answer is a [`crate::result::Attached`].
     Attach(Box<AttachRequest>),
     /// Gives addresses to an attachment that was made with [`Addresses::Later`]; its namespace comes with the request, and the answer is

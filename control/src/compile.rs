@@ -126,6 +126,18 @@ impl Compiled {
     }
 }
 
+impl Compiled {
+    /// What it was made from.
+    pub fn inputs(&self) -> (&Arc<ClusterState>, &Arc<LocalNode>) {
+        (&self.state, &self.local)
+    }
+
+    /// Every service port, by service.
+    pub fn service_ports(&self) -> impl Iterator<Item = &podgate_core::service::ServicePort> {
+        self.services.values().flat_map(|service| &service.ports).map(|port| &*port.service)
+    }
+}
+
 /// The tables for `local` in a cluster like `state`, sharing with `previous` whatever did not change.
 pub fn compile(previous: &Compiled, state: &Arc<ClusterState>, local: &Arc<LocalNode>) -> Compiled {
     let mut next = previous.clone();
@@ -330,4 +342,4 @@ fn warnings(next: &Compiled) -> Vec<Warning> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,7 +3,8 @@
 //!
 //! In the order in which a change passes: [`source`] watches the cluster's objects, [`model`] holds what of them matters, [`compile`]
 //! makes a snapshot of it for this node, [`daemon`] publishes it. [`pods`] attaches, with addresses from [`ipam`]; [`routing`] brings
-//! packets to the workers, by [`netlink`]; [`selftest`] proves that they come. [`api`] and [`cli`] are the operator's side.
+//! packets to the workers, by [`netlink`]; [`selftest`] proves that they come. [`api`] and [`cli`] are the operator's side, [`diff`] what
+//! they are told of changes; [`health`] and [`metrics`] are told over HTTP.
 //!
 //! ```
 //! let text = "underlay: {address: 192.0.2.1}\nsource: {directory: /etc/podgate/cluster.d}\n";
@@ -30,6 +31,8 @@ pub mod netlink;
 pub mod host_state;
 pub mod selftest;
 pub mod health;
+pub mod metrics;
+pub mod diff;
 pub mod api;
 pub mod cli;
 pub mod lab;

@@ -23,7 +23,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use podgate_core::addr::protocol;
 use serde::Serialize;
 
-pub use node::{Announcement, Node, OVERLAY_ANNOTATION, UNDERLAY_ANNOTATION};
+pub use node::{Announcement, Leaving, Node, OVERLAY_ANNOTATION, UNDERLAY_ANNOTATION};
 pub use service::{BALANCE_ANNOTATION, BalancePolicy, Service, ServicePort, SkipReason};
 pub use slice::{Endpoint, EndpointSlice, SlicePort, WEIGHT_ANNOTATION, WEIGHT_MAX};
 
@@ -339,6 +339,7 @@ mod tests {
             ports: Vec::new(),
             endpoints: Vec::new(),
             bad_weight: None,
+            triggered: None,
         }))
     }
 

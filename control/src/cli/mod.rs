@@ -82,6 +82,19 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// List what changed since a generation of the tables, object by object
+    ///
+    /// Without a generation: everything that is remembered. `podgate status` names the generation in force.
+    #[command(
+        after_help = "Examples:\n  podgate diff        # all that is remembered\n  podgate diff 41     # since generation 41\n  podgate diff 41 -o json"
+    )]
+    Diff {
+        /// The generation
+        generation: Option<u64>,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
     /// List what clients can dial: VIPs and node ports
     Services(Output),
     /// List endpoints, whether they are used, and why not
@@ -271,6 +284,14 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
     }
     match command {
         Command::Status { wait, output } => status(client, wait.map(Duration::from_secs), *output),
+        Command::Diff { generation, output } => {
+            let value = client.call(&Request::Diff { since: *generation }, &[])?;
+            let exit = print("changes", &value, output.format);
+            if let (Format::Table | Format::Wide, Some(more @ 1..)) = (output.format, value["leftOut"].as_u64()) {
+                eprintln!("And {more} more changes, too many at once to be remembered.");
+            }
+            Ok(exit)
+        }
         Command::Services(output) => show("services", output),
         Command::Backends(output) => show("backends", output),
         Command::Flows(output) => show("flows", output),

@@ -28,6 +28,8 @@ fn columns(table: &str) -> &'static [Column] {
             Column("EXTERNAL", "externalTrafficPolicy", Wide),
             Column("BALANCE", "balance", Wide),
             Column("AFFINITY(S)", "sessionAffinitySeconds", Wide),
+            Column("SOURCE-RANGES", "sourceRanges", Wide),
+            Column("HEALTH-CHECK", "healthCheckNodePort", Wide),
         ],
         "backends" => &[
             Column("SERVICE", "service", Always),
@@ -36,10 +38,19 @@ fn columns(table: &str) -> &'static [Column] {
             Column("NODE", "node", Always),
             Column("USED", "used", Always),
             Column("USED-LOCALLY", "usedLocally", Wide),
+            Column("WHY-LOCALLY", "localReason", Wide),
             Column("REASON", "reason", Always),
             Column("PLACE", "place", Wide),
             Column("WEIGHT", "weight", Wide),
             Column("CONDITIONS", "conditions", Wide),
+        ],
+        "changes" => &[
+            Column("KIND", "kind", Always),
+            Column("NAME", "name", Always),
+            Column("CHANGE", "change", Always),
+            Column("GENERATIONS", "generations", Wide),
+            Column("AGE(S)", "ageSeconds", Always),
+            Column("DETAIL", "detail", Always),
         ],
         "flows" => &[
             Column("PROTOCOL", "protocol", Always),
@@ -127,6 +138,7 @@ pub fn is_empty(name: &str, value: &Value) -> bool {
 /// What is said of a table without rows.
 pub fn nothing(name: &str) -> String {
     match name {
+        "changes" => "Nothing changed.".into(),
         "drops" => "Nothing was dropped.".into(),
         "ipam" => "No address is in use.".into(),
         "findings" => "Addresses agree with what is attached.".into(),
@@ -178,6 +190,12 @@ pub fn status(value: &Value, format: Format) -> String {
         \x20 offloads  {}\n",
         offloads.join(", ")
     );
+    if let Some(pending) = value["pending"].as_object() {
+        let seconds = pending["seconds"].as_f64().unwrap_or_default();
+        let [generation, workers, objects] = ["generation", "workers", "objects"].map(|key| cell(&pending[key]));
+        let more = pending["objectsMore"].as_u64().filter(|more| *more > 0).map(|more| format!(" and {more} more")).unwrap_or_default();
+        text.push_str(&format!("  pending   generation {generation} for {seconds:.1} s at workers {workers}: {objects}{more}\n"));
+    }
     for check in value["checks"].as_array().into_iter().flatten() {
         let mark = if check["ok"] == true { "√" } else { "×" };
         text.push_str(&format!("  {mark} {}  {}\n", cell(&check["name"]), cell(&check["detail"])));

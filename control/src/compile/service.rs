@@ -102,6 +102,11 @@ pub(super) fn compile_service(
         compiled.warnings.push(Warning::new(format!("Service {}", service.name), message));
     }
     warn_of_annotations(service, slices, &mut compiled.warnings);
+    for port in service.ports.iter().filter(|port| port.protocol == Protocol::Sctp) {
+        // The pipeline forwards it by address: an association may have several, which no single translation can follow (RFC 9260 §5.1.2).
+        let message = format!("its port {}/SCTP is not served: SCTP reaches endpoints by their own addresses alone; dial those", port.port);
+        compiled.warnings.push(Warning::new(format!("Service {}", service.name), message));
+    }
     for port in &service.ports {
         // A service is of the families of its cluster IPs, whatever other addresses it has: upstream has a proxier for each family.
         for family in Family::BOTH.into_iter().filter(|f| service.cluster_ips.iter().any(|ip| f.holds(*ip))) {

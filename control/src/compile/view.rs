@@ -2,13 +2,15 @@
 //!
 //! Built when asked for, from the objects that the snapshot was compiled from, so that nothing of it burdens the tables.
 
+use std::sync::Arc;
+
 use podgate_core::service::{Backend, Face, Place, TrafficPolicy};
 use serde::Serialize;
 
 use super::endpoints::{Choice, candidates, cluster_choice, local_choice};
 use super::service::Family;
-use super::{Compiled, CompiledPort};
-use crate::model::{Protocol, SkipReason};
+use super::{Compiled, CompiledPort, CompiledService};
+use crate::model::{ObjectName, Protocol, SkipReason};
 
 /// A service port of one family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,6 +33,9 @@ pub struct ServiceView {
     pub balance: &'static str,
     /// Who may dial its load balancer's addresses; empty means everybody.
     pub source_ranges: Vec<String>,
+    /// Where load balancers ask whether this node has an endpoint of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check_node_port: Option<u16>,
     /// Usable endpoints anywhere.
     pub cluster_backends: usize,
     /// Usable endpoints on this node.
@@ -84,8 +89,10 @@ pub struct BackendView {
     pub used: bool,
     /// Whether new connections reach it by the Local policy.
     pub used_locally: bool,
-    /// Why it is used, or why not.
+    /// Why it is used by the Cluster policy, or why not.
     pub reason: &'static str,
+    /// Why it is used by the Local policy, or why not.
+    pub local_reason: &'static str,
 }
 
 /// Another node that runs a gateway.
@@ -120,13 +127,15 @@ pub struct HealthCheckView {
 }
 
 impl Compiled {
-    fn ports(&self) -> impl Iterator<Item = &CompiledPort> {
-        self.services.values().flat_map(|s| &s.ports)
-    }
-
     /// Every service port that is served, by name.
     pub fn services(&self) -> Vec<ServiceView> {
-        self.ports().map(service_view).collect()
+        let of = |(name, service): (&ObjectName, &Arc<CompiledService>)| {
+            let object = self.state.services().get(name);
+            let local = object.filter(|object| object.external_policy == TrafficPolicy::Local);
+            let check = local.and_then(|object| object.health_check_node_port);
+            service.ports.iter().map(|port| service_view(port, check)).collect::<Vec<_>>()
+        };
+        self.services.iter().flat_map(of).collect()
     }
 
     /// Every service that is known and not served.
@@ -165,6 +174,7 @@ impl Compiled {
                         used: cluster == Choice::Used,
                         used_locally: local == Some(Choice::Used),
                         reason: reason(cluster, endpoint.ready),
+                        local_reason: local.map_or("on another node", |local| reason(local, endpoint.ready)),
                     });
                 }
             }
@@ -213,7 +223,7 @@ impl Compiled {
     }
 }
 
-fn service_view(port: &CompiledPort) -> ServiceView {
+fn service_view(port: &CompiledPort, health_check_node_port: Option<u16>) -> ServiceView {
     let service = &port.service;
     let address = |key: &podgate_core::service::FrontendKey| std::net::SocketAddr::new(key.addr.ip(), key.port).to_string();
     ServiceView {
@@ -225,6 +235,7 @@ fn service_view(port: &CompiledPort) -> ServiceView {
         session_affinity_seconds: service.affinity.map(|a| a.as_secs()),
         balance: service.balance.cluster.name(),
         source_ranges: service.source_ranges.iter().map(ToString::to_string).collect(),
+        health_check_node_port,
         cluster_backends: service.cluster.len(),
         local_backends: service.local.len(),
     }
@@ -245,6 +256,7 @@ fn host_port_view(port: &CompiledPort, backend: &Backend, node: &str) -> Backend
         used: true,
         used_locally: true,
         reason: "attached with this host port",
+        local_reason: "attached with this host port",
     }
 }
 

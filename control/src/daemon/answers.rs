@@ -1,6 +1,7 @@
 //! What the daemon answers to its clients: the socket's requests, one by one.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use podgate_cni::{Attachment, Request, Response};
 use podgate_core::addr::{Addr, Tuple, protocol};
@@ -28,6 +29,7 @@ impl api::Handler for Daemon {
                 let tuple = Tuple { src: from.into(), dst: to.into(), src_port: from_port, dst_port: to_port, protocol: number };
                 Ok(views::steps(&dataplane.snapshot(), &dataplane.flows(), tuple, clock::Instant::read().now()))
             }),
+            Request::Diff { since } => self.diff(since),
             Request::Attach(request) => match fds.pop() {
                 Some(netns) => self.attach(&request, netns).await,
                 None => Err(no_namespace()),
@@ -96,12 +98,20 @@ impl Daemon {
 
     fn status(&self) -> Result<Value, Response> {
         let dataplane = self.dataplane()?;
+        let now = Instant::now();
         let inner = self.inner.borrow();
         let features = dataplane.features();
         let snapshot = dataplane.snapshot();
         let mut problems: Vec<String> = inner.problems.iter().cloned().collect();
         problems.extend(inner.checks.iter().filter(|check| !check.ok).map(|check| format!("{}: {}", check.name, check.detail)));
         problems.extend(inner.warned.iter().cloned());
+        problems.extend(inner.health_check_problems.iter().cloned());
+        if let Some(waiting) = self.health.pending(now).filter(|_| !self.health.is_healthy(now)) {
+            problems.push(format!(
+                "an update has been waiting for {} s: a worker does not take it; see `podgate workers` and the log",
+                waiting.as_secs()
+            ));
+        }
         problems.extend(dataplane.port_problems().into_iter().map(|problem| format!("{}: {}", problem.what, problem.why)));
         let workers = dataplane.workers();
         for (number, worker) in workers.iter().enumerate().filter(|(_, worker)| !worker.alive) {
@@ -114,6 +124,7 @@ impl Daemon {
             "node": self.config.node,
             "ready": self.ready.get(),
             "generation": snapshot.generation.0,
+            "pending": self.pending(&inner),
             "workers": workers.len(),
             "source": {
                 "kind": inner.source_status.kind,

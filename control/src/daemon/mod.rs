@@ -10,7 +10,9 @@ pub(crate) mod flows;
 mod host_ports;
 mod limits;
 mod machine;
+mod metrics;
 mod probe;
+mod progress;
 mod upkeep;
 mod views;
 mod watchers;
@@ -21,13 +23,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use podgate_cni::Response;
 use podgate_core::addr::{Addr, protocol};
 use podgate_core::fib::Pod;
 use podgate_core::service::{Face, FrontendKey};
-use podgate_core::snapshot::Generation;
 use podgate_runtime::flow_file::{FlowFile, Opened};
 use podgate_runtime::netns::Netns;
 use podgate_runtime::runtime::{DhcpClient, DhcpError, Options, Runtime};
@@ -38,10 +39,13 @@ use tokio::sync::{Notify, watch};
 use crate::api;
 use crate::compile::{Compiled, HostPort, LocalNode, Settings, compile, pod_mtu};
 use crate::config::{Attach, Config};
+use crate::diff::History;
 use crate::gateway_ns;
+use crate::health::services::ServiceHealth;
 use crate::health::{self, Health};
 use crate::host_state::{HostState, boot_id};
 use crate::ipam::{Ipam, SystemClock};
+use crate::metrics::Programming;
 use crate::model::ClusterState;
 use crate::netlink::Netlink;
 use crate::pods::{Attached, Pods};
@@ -50,9 +54,7 @@ use crate::selftest::Check;
 use crate::source::{self, SourceStatus};
 use limits::PodLimits;
 use machine::Machine;
-
-/// How long workers may take to take note of a new generation before it is said that they are stuck.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
+use progress::Known;
 
 /// How often everything is compared again though nothing said that it changed.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
@@ -147,7 +149,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         Opened::Recovered(found) => tracing::info!(flows = found.live, discarded = found.discarded, "flow table: taken over"),
         Opened::Replaced(reason) => tracing::warn!("flow table: the one found could not be used, so open flows are lost: {reason}"),
     }
-    let health = Arc::new(Health::default());
+    let health = Arc::new(Health::new(SystemTime::now()));
     health::serve(config.health, &machine.addresses, health.clone()).await?;
     let listener = api::bind(&config.socket())?;
 
@@ -169,6 +171,9 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         machine,
         local,
         cluster,
+        history: History::new(compiled.snapshot.generation.0),
+        programming: Programming::new(SystemTime::now()),
+        health_check_problems: BTreeSet::new(),
         compiled,
         pods,
         pod_limits,
@@ -190,6 +195,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         token,
         cpus,
         devices,
+        service_health: tokio::sync::Mutex::new(ServiceHealth::new(health.clone())),
         health,
         inner: RefCell::new(inner),
         plan,
@@ -201,12 +207,15 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     daemon.log_changes();
     daemon.follow_source();
     daemon.serve_udp_ports();
+    daemon.note_changes(&Known::of(&daemon.inner.borrow()));
+    daemon.serve_health_checks().await;
     daemon.upkeep().await;
     daemon.relay_dhcp()?;
     tokio::task::spawn_local(api::serve(listener, daemon.clone()));
     tokio::task::spawn_local(probe::run(daemon.clone()));
     tokio::task::spawn_local(watchers::watch_kernel(daemon.clone(), reconciler));
     tokio::task::spawn_local(watchers::watch_paths(daemon.clone()));
+    tokio::task::spawn_local(metrics::run(daemon.clone()));
     tracing::info!(node = %daemon.config.node, socket = %daemon.config.socket().display(), "running");
 
     let mut audit = tokio::time::interval(AUDIT_INTERVAL);
@@ -340,6 +349,7 @@ pub(crate) struct Daemon {
     cpus: Vec<Option<usize>>,
     devices: Devices,
     health: Arc<Health>,
+    service_health: tokio::sync::Mutex<ServiceHealth>,
     started: Instant,
     ready: Cell<bool>,
     /// Something changed that `refresh` is to look at.
@@ -367,6 +377,8 @@ struct Inner {
     local: Arc<LocalNode>,
     cluster: Arc<ClusterState>,
     compiled: Compiled,
+    history: History,
+    programming: Programming,
     pods: Pods,
     pod_limits: PodLimits,
     ipam: Ipam,
@@ -377,6 +389,8 @@ struct Inner {
     checks: Vec<Check>,
     /// What is wrong and does not come from the self-test.
     problems: BTreeSet<String>,
+    /// Health check ports that cannot be served.
+    health_check_problems: BTreeSet<String>,
     /// Warnings that have been logged.
     warned: BTreeSet<String>,
 }
@@ -409,6 +423,7 @@ impl Daemon {
     }
 
     async fn refresh_now(&self) {
+        let start = Instant::now();
         let before = {
             let mut inner = self.inner.borrow_mut();
             // All that leave at once, before the tables and whoever waits learn that they have gone.
@@ -420,16 +435,21 @@ impl Daemon {
             let path_mtus = inner.path_mtus();
             let pods = (inner.pod_limits.tables(&inner.pods), host_ports::of(&inner.pods));
             inner.local = Arc::new(local_node(&self.config, &inner.machine, pods, path_mtus, self.token, self.cpus.len() as u16));
-            let before = inner.compiled.snapshot.generation;
+            let before = Known::of(inner);
             inner.compiled = compile(&inner.compiled, &inner.cluster, &inner.local);
             before
         };
         self.log_changes();
         self.route();
         let generation = self.inner.borrow().compiled.snapshot.generation;
-        if generation != before {
-            self.publish(generation).await;
+        if generation == before.generation {
+            self.note_changes(&before);
+        } else {
+            self.health.queued(start);
+            self.publish(generation, &before).await;
         }
+        self.settle();
+        self.serve_health_checks().await;
         self.follow_source();
     }
 
@@ -450,25 +470,6 @@ impl Daemon {
                 inner.problems.insert(format!("underlay: {error}"));
             }
         }
-    }
-
-    /// Publishes the compiled snapshot, waits for the workers to use it, and ends what must not go on.
-    async fn publish(&self, generation: Generation) {
-        let Ok(dataplane) = self.dataplane() else { return };
-        let snapshot = Arc::new(self.inner.borrow().compiled.snapshot.clone());
-        let previous = dataplane.snapshot();
-        dataplane.publish(snapshot.clone());
-        let start = Instant::now();
-        while dataplane.generations().iter().any(|seen| *seen < generation) {
-            if start.elapsed() > PUBLISH_TIMEOUT {
-                tracing::error!(?generation, "a worker does not take note of the new tables");
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        // Only now: a worker with the old tables could open such a flow again.
-        flows::tidy(dataplane.flows(), &previous, &snapshot);
-        dataplane.set_udp_ports(udp_ports(&snapshot));
     }
 
     fn log_changes(&self) {
@@ -568,7 +569,6 @@ impl Daemon {
         if ready != self.ready.replace(ready) {
             tracing::info!(ready, "readiness");
         }
-        self.health.set_ready(ready);
         self.inner.borrow_mut().checks = checks;
     }
 

@@ -41,6 +41,7 @@ pub fn services(compiled: &Compiled) -> Value {
                 "sessionAffinitySeconds": service.session_affinity_seconds,
                 "balance": service.balance,
                 "sourceRanges": service.source_ranges,
+                "healthCheckNodePort": service.health_check_node_port,
             })
         };
         service.frontends.clone().iter().map(row).collect::<Vec<_>>()

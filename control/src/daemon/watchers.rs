@@ -16,6 +16,9 @@ pub async fn watch_paths(daemon: Rc<Daemon>) {
     let mut interval = tokio::time::interval(PATHS_INTERVAL);
     loop {
         interval.tick().await;
+        if daemon.health.pending(Instant::now()).is_some() {
+            daemon.settle();
+        }
         let found = daemon.dataplane().map_or(Vec::new(), |dataplane| dataplane.path_mtus());
         let narrow = &mut daemon.inner.borrow_mut().narrow_paths;
         for (peer, mtu) in found {

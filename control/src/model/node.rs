@@ -16,6 +16,9 @@ pub const OVERLAY_ANNOTATION: &str = "podgate.io/overlay";
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
+/// The taint that the cluster autoscaler puts on a node that it is about to delete (Kubernetes `pkg/proxy/healthcheck/proxy_health.go`).
+const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -29,6 +32,17 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// What its gateway announced.
     pub announcement: Announcement,
+    /// Why load balancers are to send it nothing new, if they are not to.
+    pub leaving: Option<Leaving>,
+}
+
+/// Why a node is about to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// Its object is being deleted.
+    Deleted,
+    /// The cluster autoscaler's taint says so.
+    Autoscaler,
 }
 
 /// What a node's gateway says of its overlay.
@@ -77,7 +91,13 @@ impl Node {
         let label = |key: &str| node.metadata.labels.as_ref().and_then(|l| l.get(key)).filter(|v| !v.is_empty());
         let annotation = |key: &str| node.metadata.annotations.as_ref().and_then(|a| a.get(key)).map(|v| v.trim());
         let announcement = announcement(&blame, annotation(UNDERLAY_ANNOTATION), annotation(OVERLAY_ANNOTATION))?;
-        Ok(Node { zone: label(ZONE_LABEL).map(|z| z.as_str().into()), name: name.as_str().into(), pod_cidrs, addresses, announcement })
+        let tainted = spec.and_then(|s| s.taints.as_ref()).into_iter().flatten().any(|taint| taint.key == TO_BE_DELETED_TAINT);
+        let leaving = match &node.metadata.deletion_timestamp {
+            Some(_) => Some(Leaving::Deleted),
+            None => tainted.then_some(Leaving::Autoscaler),
+        };
+        let zone = label(ZONE_LABEL).map(|z| z.as_str().into());
+        Ok(Node { zone, name: name.as_str().into(), pod_cidrs, addresses, announcement, leaving })
     }
 
     /// The underlay addresses that its gateway is reached by.
@@ -146,6 +166,20 @@ mod tests {
         let node = node(serde_json::json!({"metadata": {"name": "n1"}, "spec": {"podCIDR": "10.244.1.0/24"}})).unwrap();
         assert_eq!(node.pod_cidrs, ["10.244.1.0/24".parse().unwrap()]);
         assert_eq!(node.announcement, Announcement::Silent);
+    }
+
+    #[test]
+    fn a_node_leaves_by_its_deletion_or_the_autoscalers_taint_and_by_no_other() {
+        let leaving = |metadata: serde_json::Value, taints: serde_json::Value| {
+            node(serde_json::json!({"metadata": metadata, "spec": {"taints": taints}})).unwrap().leaving
+        };
+        let here = || serde_json::json!({"name": "n1"});
+        let taint = |key: &str| serde_json::json!([{"key": key, "effect": "NoSchedule"}]);
+        assert_eq!(leaving(here(), serde_json::json!([])), None);
+        assert_eq!(leaving(here(), taint("other")), None);
+        assert_eq!(leaving(here(), taint("ToBeDeletedByClusterAutoscaler")), Some(Leaving::Autoscaler));
+        let deleted = serde_json::json!({"name": "n1", "deletionTimestamp": "2026-11-25T12:00:00Z"});
+        assert_eq!(leaving(deleted, serde_json::json!([])), Some(Leaving::Deleted));
     }
 
     #[test]

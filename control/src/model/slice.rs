@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::discovery::v1;
 
@@ -12,6 +13,9 @@ pub const WEIGHT_ANNOTATION: &str = "podgate.io/weight";
 /// The largest weight: in percent, say. It bounds the work of filling a Maglev table.
 pub const WEIGHT_MAX: u16 = 100;
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// By this annotation the endpoints controller says when what it wrote down had happened (RFC 3339).
+const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// A slice of a service's endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
     /// What the annotation `podgate.io/weight` says, if it is no weight: every endpoint has weight 1 then, and it is warned of.
     pub bad_weight: Option<Arc<str>>,
+    /// When the change that it was last written for had happened, if it says so: network programming is measured from there.
+    pub triggered: Option<SystemTime>,
 }
 
 /// A port of a slice.
@@ -71,6 +77,9 @@ impl EndpointSlice {
         let weight = annotation.map_or(Some(1), |text| text.parse().ok().filter(|weight| (1..=WEIGHT_MAX).contains(weight)));
         let bad_weight = annotation.filter(|_| weight.is_none()).map(Into::into);
         let weight = weight.unwrap_or(1);
+        // A time that cannot be read measures nothing; it is no reason to refuse the endpoints.
+        let triggered = slice.metadata.annotations.as_ref().and_then(|a| a.get(TRIGGER_TIME_ANNOTATION));
+        let triggered = triggered.and_then(|at| at.trim().parse::<k8s_openapi::jiff::Timestamp>().ok()).and_then(as_system_time);
         let mut ports = Vec::new();
         for port in slice.ports.iter().flatten() {
             let protocol = Protocol::parse(port.protocol.as_deref()).ok_or_else(|| {
@@ -85,7 +94,7 @@ impl EndpointSlice {
             "IPv4" => true,
             "IPv6" => false,
             // Names are for others to resolve: such a slice has no endpoint for us.
-            "FQDN" => return Ok(EndpointSlice { ports: Vec::new(), endpoints: Vec::new(), bad_weight, service, name }),
+            "FQDN" => return Ok(EndpointSlice { ports: Vec::new(), endpoints: Vec::new(), bad_weight, service, name, triggered: None }),
             other => return Err(blame.error("addressType", format!("`{other}` is none of IPv4, IPv6, FQDN"))),
         };
         let mut endpoints = Vec::new();
@@ -96,8 +105,14 @@ impl EndpointSlice {
                 endpoints.push(parse_endpoint(endpoint, address, weight));
             }
         }
-        Ok(EndpointSlice { ports, endpoints, bad_weight, service, name })
+        Ok(EndpointSlice { ports, endpoints, bad_weight, service, name, triggered })
     }
+}
+
+/// Nothing for what lies before 1970.
+fn as_system_time(at: k8s_openapi::jiff::Timestamp) -> Option<SystemTime> {
+    let nanoseconds = u64::try_from(at.as_nanosecond()).ok()?;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds))
 }
 
 fn parse_endpoint(endpoint: &v1::Endpoint, address: IpAddr, weight: u16) -> Endpoint {
@@ -154,6 +169,20 @@ mod tests {
         let slice =
             slice(json!({"addressType": "IPv4", "endpoints": [], "ports": [{"name": "a"}, {"name": "b", "port": 0}, {"name": "c", "port": 1}]}));
         assert_eq!(slice.unwrap().ports, [SlicePort { name: "c".into(), protocol: Protocol::Tcp, port: 1 }]);
+    }
+
+    #[test]
+    fn the_time_of_a_change_is_read_where_it_is_one() {
+        let triggered = |at: &str| {
+            let annotations = json!({"endpoints.kubernetes.io/last-change-trigger-time": at});
+            let metadata = json!({"name": "web-1", "annotations": annotations});
+            let object = json!({"metadata": metadata, "addressType": "IPv4", "ports": [], "endpoints": []});
+            EndpointSlice::from_k8s(&serde_json::from_value(object).unwrap()).unwrap().triggered
+        };
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(triggered("1970-01-02T00:00:00Z"), Some(at(86_400)));
+        assert_eq!(triggered("1970-01-02T01:00:00+01:00"), Some(at(86_400)));
+        assert_eq!(triggered("yesterday"), None);
     }
 
     #[test]
