@@ -406,6 +406,18 @@ fn what_is_seen_and_not_enforced_is_a_warning() {
 }
 
 #[test]
+fn a_service_range_that_the_configuration_lacks_is_a_warning() {
+    let cidr = |name: &str, cidrs: Value| {
+        let object = json!({"metadata": {"name": name}, "spec": {"cidrs": cidrs}});
+        Object::from_service_cidr(&serde_json::from_value(object).unwrap()).unwrap()
+    };
+    assert!(fresh([n1(), cidr("kubernetes", json!(["10.96.0.0/20", "fd00:96::/112"]))]).warnings.is_empty());
+    let compiled = fresh([n1(), cidr("more", json!(["10.96.0.0/12"]))]);
+    let warning = compiled.warnings[0].to_string();
+    assert!(warning.starts_with("ServiceCIDR more: services get addresses from 10.96.0.0/12, which is not inside serviceCIDRs"), "{warning}");
+}
+
+#[test]
 fn an_endpoints_change_rebuilds_that_endpoint_set_alone() {
     let local = Arc::new(local());
     let web = |n: &str, ip: &str| service(n, json!({"type": "NodePort", "clusterIP": ip, "ports": [{"port": 80, "nodePort": 30080}]}));
