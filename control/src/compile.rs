@@ -330,6 +330,17 @@ fn warnings(next: &Compiled) -> Vec<Warning> {
             warnings.push(Warning::new(format!("Service {loser}"), message));
         }
     }
+    let ranges = &next.local.settings.service_cidrs;
+    for cidr in next.state.service_cidrs().values() {
+        for missing in cidr.cidrs.iter().filter(|cidr| !node::inside(ranges, **cidr)) {
+            let message = format!(
+                "services get addresses from {missing}, which is not inside serviceCIDRs ({}): what is sent to an address there that no service has \
+                 is not held back; add the range to podgate.yaml",
+                ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            );
+            warnings.push(Warning::new(format!("ServiceCIDR {}", cidr.name), message));
+        }
+    }
     for object in next.state.unenforced() {
         let message = format!("{} objects are seen but not enforced: traffic flows as if this one did not exist", object.kind);
         warnings.push(Warning::new(object.to_string(), message));

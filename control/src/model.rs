@@ -9,6 +9,7 @@
 
 mod node;
 mod service;
+mod service_cidr;
 mod slice;
 
 use std::collections::BTreeMap;
@@ -19,12 +20,14 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1 as core_v1;
 use k8s_openapi::api::discovery::v1 as discovery_v1;
+use k8s_openapi::api::networking::v1 as networking_v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use podgate_core::addr::protocol;
 use serde::Serialize;
 
 pub use node::{Announcement, Leaving, Node, OVERLAY_ANNOTATION, UNDERLAY_ANNOTATION};
 pub use service::{BALANCE_ANNOTATION, BalancePolicy, Service, ServicePort, SkipReason};
+pub use service_cidr::ServiceCidr;
 pub use slice::{Endpoint, EndpointSlice, SlicePort, WEIGHT_ANNOTATION, WEIGHT_MAX};
 
 /// A namespace and a name.
@@ -130,6 +133,8 @@ pub enum Object {
     Service(Arc<Service>),
     /// A slice of a service's endpoints.
     EndpointSlice(Arc<EndpointSlice>),
+    /// Ranges that the API server gives services their addresses from.
+    ServiceCidr(Arc<ServiceCidr>),
     /// Something that an operator expects to be enforced and that this gateway does not enforce: reported, never ignored in silence.
     Unenforced(ObjectKey),
 }
@@ -144,6 +149,7 @@ impl Object {
             Object::Node(node) => ObjectKey { kind: "Node".into(), name: ObjectName { namespace: "".into(), name: node.name.clone() } },
             Object::Service(service) => ObjectKey { kind: "Service".into(), name: service.name.clone() },
             Object::EndpointSlice(slice) => ObjectKey { kind: "EndpointSlice".into(), name: slice.name.clone() },
+            Object::ServiceCidr(cidr) => ObjectKey { kind: "ServiceCIDR".into(), name: ObjectName { namespace: "".into(), name: cidr.name.clone() } },
             Object::Unenforced(key) => key.clone(),
         }
     }
@@ -162,6 +168,11 @@ impl Object {
     pub fn from_slice(slice: &discovery_v1::EndpointSlice) -> Result<Object, ModelError> {
         Ok(Object::EndpointSlice(Arc::new(EndpointSlice::from_k8s(slice)?)))
     }
+
+    /// From a Kubernetes service range.
+    pub fn from_service_cidr(cidr: &networking_v1::ServiceCIDR) -> Result<Object, ModelError> {
+        Ok(Object::ServiceCidr(Arc::new(ServiceCidr::from_k8s(cidr)?)))
+    }
 }
 
 /// The slices of one service, by their names.
@@ -176,6 +187,7 @@ pub struct ClusterState {
     slices: BTreeMap<ObjectName, Arc<Slices>>,
     /// Which service a slice belongs to (none: no label).
     slice_service: BTreeMap<ObjectName, Option<ObjectName>>,
+    service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
     unenforced: BTreeMap<ObjectKey, ()>,
 }
 
@@ -199,9 +211,36 @@ impl ClusterState {
                     }
                 }
             }
+            Object::ServiceCidr(cidr) => keep_or_insert(&mut self.service_cidrs, cidr.name.clone(), cidr),
             Object::Unenforced(key) => {
                 self.unenforced.insert(key, ());
             }
+        }
+    }
+
+    /// Whether `object` is there, exactly so: to insert it would change nothing.
+    pub fn holds(&self, object: &Object) -> bool {
+        match object {
+            Object::Node(node) => self.nodes.get(&node.name) == Some(node),
+            Object::Service(service) => self.services.get(&service.name) == Some(service),
+            Object::EndpointSlice(slice) => {
+                let same = |service| self.slices.get(service).and_then(|slices| slices.get(&slice.name.name)) == Some(slice);
+                // Of a slice that belongs to no service the name is all that is kept.
+                self.slice_service.get(&slice.name) == Some(&slice.service) && slice.service.as_ref().is_none_or(same)
+            }
+            Object::ServiceCidr(cidr) => self.service_cidrs.get(&cidr.name) == Some(cidr),
+            Object::Unenforced(key) => self.unenforced.contains_key(key),
+        }
+    }
+
+    /// Whether there is an object of this kind and name.
+    pub fn has(&self, key: &ObjectKey) -> bool {
+        match &*key.kind {
+            "Node" => self.nodes.contains_key(&key.name.name),
+            "Service" => self.services.contains_key(&key.name),
+            "EndpointSlice" => self.slice_service.contains_key(&key.name),
+            "ServiceCIDR" => self.service_cidrs.contains_key(&key.name.name),
+            _ => self.unenforced.contains_key(key),
         }
     }
 
@@ -218,6 +257,9 @@ impl ClusterState {
                 if let Some(Some(service)) = self.slice_service.remove(&key.name) {
                     self.unlink_slice(&service, &key.name.name);
                 }
+            }
+            "ServiceCIDR" => {
+                self.service_cidrs.remove(&key.name.name);
             }
             _ => {
                 self.unenforced.remove(key);
@@ -259,6 +301,11 @@ impl ClusterState {
         self.slice_service.iter().filter(|(_, service)| service.is_none()).map(|(name, _)| name)
     }
 
+    /// The ranges that services have their addresses from, by name.
+    pub fn service_cidrs(&self) -> &BTreeMap<Arc<str>, Arc<ServiceCidr>> {
+        &self.service_cidrs
+    }
+
     /// Objects that are seen but not enforced.
     pub fn unenforced(&self) -> impl Iterator<Item = &ObjectKey> {
         self.unenforced.keys()
@@ -266,7 +313,7 @@ impl ClusterState {
 
     /// How many objects there are.
     pub fn len(&self) -> usize {
-        self.nodes.len() + self.services.len() + self.slice_service.len() + self.unenforced.len()
+        self.nodes.len() + self.services.len() + self.slice_service.len() + self.service_cidrs.len() + self.unenforced.len()
     }
 
     /// Whether there is no object at all.
@@ -360,6 +407,15 @@ mod tests {
         let before = state.slices(&ObjectName::new("default", "web")).unwrap().clone();
         state.insert(slice("a", Some("web")));
         assert!(Arc::ptr_eq(&before, state.slices(&ObjectName::new("default", "web")).unwrap()));
+    }
+
+    #[test]
+    fn an_object_is_held_only_as_it_is() {
+        let (one, other) = (slice("a", Some("web")), slice("a", Some("db")));
+        let mut state: ClusterState = [one.clone()].into_iter().collect();
+        assert!(state.holds(&one) && !state.holds(&other) && state.has(&other.key()));
+        state.remove(&one.key());
+        assert!(!state.holds(&one) && !state.has(&one.key()));
     }
 
     #[test]

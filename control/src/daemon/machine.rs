@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::config::{Config, Underlay, Workers};
+use crate::model::Announcement;
 use crate::netlink::{Netlink, NetlinkError};
+use crate::source::Announced;
 
 /// The machine as the gateway needs to know it. It changes when addresses or links do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +80,11 @@ impl Machine {
         let underlay_mtu = on_underlay.map(|(_, link)| link.mtu).min().unwrap_or(1500);
         let uplinks: BTreeSet<String> = found.iter().map(|(_, link)| link.name.clone()).collect();
         Ok(Machine { addresses: found.into_iter().map(|(ip, _)| ip).collect(), underlay, underlay_mtu, uplinks: uplinks.into_iter().collect() })
+    }
+
+    /// How other nodes reach the gateway on this one.
+    pub fn announced(&self, config: &Config) -> Announced {
+        Announcement::annotations(&self.underlay, config.overlay.port, config.overlay.vni, self.underlay_mtu)
     }
 
     /// The first address of each family: what the node's own packets to pods leave from.

@@ -114,7 +114,12 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     raise_file_limit();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut source = source::start(&config.source).await?;
+    // It may have to wait for its origin; whoever wants to end that must be heard.
+    let mut source = tokio::select! {
+        source = source::start(&config.source, &config.node) => source?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
 
     let node_netns = Netns::current()?;
     let node_netlink = Netlink::open(&node_netns)?;
@@ -211,6 +216,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     daemon.serve_health_checks().await;
     daemon.upkeep().await;
     daemon.relay_dhcp()?;
+    source.announce(daemon.inner.borrow().machine.announced(&daemon.config));
     tokio::task::spawn_local(api::serve(listener, daemon.clone()));
     tokio::task::spawn_local(probe::run(daemon.clone()));
     tokio::task::spawn_local(watchers::watch_kernel(daemon.clone(), reconciler));
@@ -234,6 +240,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
             inner.source_status = source.status.borrow_and_update().clone();
         }
         daemon.refresh().await;
+        source.announce(daemon.inner.borrow().machine.announced(&daemon.config));
     }
     tracing::info!("stopping; devices, rules, pods and flows stay for a successor (`podgate cleanup` removes them)");
     daemon.dataplane.borrow_mut().take();

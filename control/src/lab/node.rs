@@ -36,6 +36,8 @@ pub struct NodeSettings {
     pub workers: Option<u16>,
     /// `veth` or `tun`.
     pub attach: String,
+    /// What stands under `source:`, where it is not the node's directory of manifests.
+    pub source: Option<String>,
     /// Further lines of YAML.
     pub extra: String,
     /// The filter of the daemon's log (`PODGATE_LOG`).
@@ -45,7 +47,7 @@ pub struct NodeSettings {
 impl Default for NodeSettings {
     fn default() -> NodeSettings {
         let workers = std::env::var("PODGATE_WORKERS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
-        NodeSettings { workers: Some(workers), attach: "veth".into(), extra: String::new(), log: "info".into() }
+        NodeSettings { workers: Some(workers), attach: "veth".into(), source: None, extra: String::new(), log: "info".into() }
     }
 }
 
@@ -103,11 +105,12 @@ impl Node {
         let Dual { v4, v6 } = self.machine.addresses();
         let directory = self.directory.display();
         let mut text = format!(
-            "node: {name}\nunderlay: {{address: [{v4}, \"{v6}\"]}}\npodCIDRs: {pods}\nserviceCIDRs: {services}\nsource:\n  directory: {directory}/cluster.d\n\
+            "node: {name}\nunderlay: {{address: [{v4}, \"{v6}\"]}}\npodCIDRs: {pods}\nserviceCIDRs: {services}\nsource:\n  {source}\n\
              runtimeDir: {directory}/run\nstateDir: {directory}/state\nattach: {attach}\n{extra}",
             name = self.name(),
             pods = cluster.pods,
             services = cluster.services,
+            source = settings.source.clone().unwrap_or_else(|| format!("directory: {directory}/cluster.d")),
             attach = settings.attach,
             extra = settings.extra,
         );

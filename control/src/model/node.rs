@@ -66,6 +66,14 @@ pub enum Announcement {
     },
 }
 
+impl Announcement {
+    /// The annotations, by name, that say this of a gateway: its underlay addresses, UDP port, VNI, and underlay MTU in bytes.
+    pub fn annotations(underlay: &[IpAddr], port: u16, vni: u32, mtu: u32) -> [(&'static str, String); 2] {
+        let addresses = underlay.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        [(UNDERLAY_ANNOTATION, addresses), (OVERLAY_ANNOTATION, format!("port={port},vni={vni},mtu={mtu}"))]
+    }
+}
+
 impl Node {
     /// From the Kubernetes object.
     pub fn from_k8s(node: &v1::Node) -> Result<Node, ModelError> {
@@ -159,6 +167,14 @@ mod tests {
         assert_eq!(node.underlay(), ["192.0.2.1".parse::<IpAddr>().unwrap(), "2001:db8::1".parse().unwrap()]);
         let Announcement::Overlay { port, vni, mtu, .. } = node.announcement else { panic!("announced") };
         assert_eq!((port, vni, mtu), (Some(4790), Some(7), Some(9000)));
+    }
+
+    #[test]
+    fn what_a_gateway_announces_is_read_back_as_it_was_meant() {
+        let underlay: Vec<IpAddr> = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let annotations: std::collections::BTreeMap<_, _> = Announcement::annotations(&underlay, 4790, 7, 9000).into();
+        let node = node(serde_json::json!({"metadata": {"name": "n1", "annotations": annotations}})).unwrap();
+        assert_eq!(node.announcement, Announcement::Overlay { underlay, port: Some(4790), vni: Some(7), mtu: Some(9000) });
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use super::manifest::{self, Placed};
-use super::{Source, SourceError, SourceIssue, SourceStatus};
+use super::{Source, SourceError, SourceIssue, SourceStatus, now};
 use crate::model::{ClusterState, ObjectKey};
 
 /// How long nothing must happen before the directory is read: long enough for a handful of files to be copied.
@@ -49,7 +49,7 @@ pub(super) async fn start(path: &Path) -> Result<Source, SourceError> {
     let (states, state) = watch::channel(first.state.clone());
     let (statuses, status) = watch::channel(status_of(&first, Some(now())));
     let task = tokio::spawn(follow(reader, inotify, states, statuses, first.issues));
-    Ok(Source { state, status, task })
+    Ok(Source { state, status, announcement: None, task })
 }
 
 /// Reads `path` once.
@@ -142,10 +142,6 @@ async fn settle(inotify: &AsyncFd<Watch>) {
             return;
         }
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 fn status_of(reading: &Reading, last_change: Option<u64>) -> SourceStatus {
@@ -354,7 +350,7 @@ mod tests {
     #[test]
     fn a_missing_directory_and_a_source_that_is_not_built_are_clear_errors() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let start = |config: SourceConfig| runtime.block_on(async { super::super::start(&config).await }).unwrap_err().to_string();
+        let start = |config: SourceConfig| runtime.block_on(async { super::super::start(&config, "node-1").await }).unwrap_err().to_string();
         assert_eq!(
             start(SourceConfig::Directory("/nonexistent/cluster.d".into())),
             "source.directory: /nonexistent/cluster.d: No such file or directory; \

@@ -4,6 +4,7 @@
 
 use k8s_openapi::api::core::v1 as core_v1;
 use k8s_openapi::api::discovery::v1 as discovery_v1;
+use k8s_openapi::api::networking::v1 as networking_v1;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -143,6 +144,7 @@ fn object(head: &Head, text: &impl Decode) -> Result<Option<Object>, Failure> {
     let wanted = match head.kind.as_str() {
         "Node" | "Service" => "v1",
         "EndpointSlice" => "discovery.k8s.io/v1",
+        "ServiceCIDR" => "networking.k8s.io/v1",
         "" => return fail("the document has no kind; write apiVersion and kind as in any manifest".into()),
         "Endpoints" => return fail("Endpoints are not read; write a discovery.k8s.io/v1 EndpointSlice".into()),
         kind if UNENFORCED_KINDS.contains(&kind) => {
@@ -158,6 +160,7 @@ fn object(head: &Head, text: &impl Decode) -> Result<Option<Object>, Failure> {
     let object = match head.kind.as_str() {
         "Node" => Object::from_node(&text.decode::<core_v1::Node>()?),
         "Service" => Object::from_service(&text.decode::<core_v1::Service>()?),
+        "ServiceCIDR" => Object::from_service_cidr(&text.decode::<networking_v1::ServiceCIDR>()?),
         _ => Object::from_slice(&text.decode::<discovery_v1::EndpointSlice>()?),
     };
     object.map(Some).map_err(|error: ModelError| (text.line(), error.to_string()))

@@ -4,11 +4,13 @@
 //! When it loses sight of its origin, the last state stays in force and [`SourceStatus`] says so.
 
 mod directory;
+pub mod kubernetes;
 mod manifest;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::Serialize;
 use tokio::sync::watch;
@@ -24,7 +26,22 @@ pub struct Source {
     pub state: watch::Receiver<Arc<ClusterState>>,
     /// How the source is.
     pub status: watch::Receiver<SourceStatus>,
+    /// Where what is to be announced goes, if anybody is to hear of it.
+    announcement: Option<watch::Sender<Option<Announced>>>,
     task: JoinHandle<()>,
+}
+
+/// Annotations and what they are to say, as [`crate::model::Announcement::annotations`] gives them.
+pub type Announced = [(&'static str, String); 2];
+
+impl Source {
+    /// Says how this node's gateway is reached, for the other nodes to know. A directory is nobody's to write to: there it is left to whoever
+    /// writes the manifests.
+    pub fn announce(&self, announced: Announced) {
+        if let Some(announcement) = &self.announcement {
+            announcement.send_if_modified(|known| known.replace(announced.clone()).as_ref() != Some(&announced));
+        }
+    }
 }
 
 impl Drop for Source {
@@ -54,7 +71,7 @@ pub struct SourceStatus {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceIssue {
-    /// The file.
+    /// The file; or the object, or the URL.
     pub file: String,
     /// Its line, from 1, where there is one to blame.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,6 +98,12 @@ pub enum SourceError {
         /// The kind.
         kind: &'static str,
     },
+    /// The API server cannot be asked.
+    #[error("source.kubernetes: {0}")]
+    Kubernetes(#[from] kubernetes::AccessError),
+    /// It ended before it had begun, by a panic.
+    #[error("the source ended before anything was read; the log says why")]
+    Ended,
     /// The directory cannot be read.
     #[error("source.directory: {path}: {reason}; make the directory, readable by the daemon, and put the cluster's manifests into it")]
     Directory {
@@ -99,12 +122,19 @@ pub enum SourceError {
     },
 }
 
-/// Starts the source that the configuration names. To be called inside a tokio runtime.
-pub async fn start(config: &SourceConfig) -> Result<Source, SourceError> {
+/// Starts the source that the configuration names, for the node called `node`, and returns when it has read everything once: for an API server
+/// that is away this waits until it is there. To be called inside a tokio runtime.
+pub async fn start(config: &SourceConfig, node: &str) -> Result<Source, SourceError> {
     match config {
         SourceConfig::Directory(path) => directory::start(path).await,
-        SourceConfig::Kubernetes { .. } | SourceConfig::Etcd(_) => Err(SourceError::NotBuilt { kind: config.kind() }),
+        SourceConfig::Kubernetes { server, kubeconfig } => kubernetes::start(server.as_deref(), kubeconfig.as_deref(), node).await,
+        SourceConfig::Etcd(_) => Err(SourceError::NotBuilt { kind: config.kind() }),
     }
+}
+
+/// The Unix clock, in seconds: for people, nothing is measured by it.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// What a directory of manifests says now, read once: for tools that look and do not watch.

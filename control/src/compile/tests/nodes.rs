@@ -67,3 +67,15 @@ fn nodes_that_claim_what_is_anothers_are_named_and_do_not_get_it() {
     let route = |ip: &str| snapshot.routes.lookup(ip.parse::<std::net::IpAddr>().unwrap().into()).map(|i| &*snapshot.peers[*i as usize].name);
     assert_eq!((route("10.244.2.200"), route("192.0.2.2"), route("10.244.1.77"), route("10.99.0.1")), (Some("n2"), Some("n2"), None, None));
 }
+
+#[test]
+fn a_service_range_that_the_configuration_lacks_is_a_warning() {
+    let cidr = |name: &str, cidrs: Value| {
+        let object = json!({"metadata": {"name": name}, "spec": {"cidrs": cidrs}});
+        Object::from_service_cidr(&serde_json::from_value(object).unwrap()).unwrap()
+    };
+    assert!(fresh([n1(), cidr("kubernetes", json!(["10.96.0.0/20", "fd00:96::/112"]))]).warnings.is_empty());
+    let compiled = fresh([n1(), cidr("more", json!(["10.96.0.0/12"]))]);
+    let warning = compiled.warnings[0].to_string();
+    assert!(warning.starts_with("ServiceCIDR more: services get addresses from 10.96.0.0/12, which is not inside serviceCIDRs"), "{warning}");
+}

@@ -1,0 +1,147 @@
+//! Puts together what the reflectors tell, and publishes it: one state out of all kinds, as soon as every kind has been listed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::kinds::{KINDS, Kind, Read};
+use super::reflector::Update;
+use crate::model::{ClusterState, ObjectKey};
+use crate::source::{SourceIssue, SourceStatus, now};
+
+/// A flood of events is published in parts of so many, so that the first are not held up by the last.
+const BATCH: usize = 1024;
+
+/// Gathers updates and publishes states.
+pub(super) struct Collector {
+    /// For people: the server's URL.
+    pub url: String,
+    /// This node's name.
+    pub node: String,
+    /// Where states go.
+    pub states: watch::Sender<Arc<ClusterState>>,
+    /// Where the status goes.
+    pub statuses: watch::Sender<SourceStatus>,
+    /// What this node's own annotations say, as the server has it; `None` while the server has no such node.
+    pub own: watch::Sender<Option<[Option<String>; 2]>>,
+    /// Is sent once every kind has been listed.
+    pub complete: Option<oneshot::Sender<()>>,
+    pub listed: BTreeSet<&'static str>,
+    /// What is wrong with a kind's connection.
+    pub ailing: BTreeMap<&'static str, SourceIssue>,
+    /// Objects that say something impossible.
+    pub faults: BTreeMap<ObjectKey, SourceIssue>,
+    /// Why this node's announcement does not stand.
+    pub announcement: Option<SourceIssue>,
+}
+
+impl Collector {
+    /// Works until nobody tells anything any more.
+    pub async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
+        let mut batch = Vec::new();
+        loop {
+            if updates.recv_many(&mut batch, BATCH).await == 0 {
+                return;
+            }
+            let mut next = self.states.borrow().clone();
+            for update in batch.drain(..) {
+                self.take(update, &mut next);
+            }
+            self.publish(next);
+        }
+    }
+
+    fn take(&mut self, update: Update, state: &mut Arc<ClusterState>) {
+        match update {
+            Update::Listed(kind, objects, gone) => {
+                self.listed.insert(kind.name);
+                gone.iter().for_each(|key| self.remove(key, state));
+                // Before the first list of nodes came, it was not known whether there is one of this name.
+                objects.into_iter().for_each(|read| self.insert(read, state));
+            }
+            Update::Changed(read) => self.insert(read, state),
+            Update::Gone(key) => self.remove(&key, state),
+            Update::Health(kind, health) => self.health(kind, health),
+            Update::Announced(health) => {
+                let before = self.announcement.take();
+                self.announcement =
+                    health.err().map(|reason| SourceIssue { file: format!("{}/api/v1/nodes/{}", self.url, self.node), line: None, reason });
+                if let Some(issue) = self.announcement.as_ref().filter(|issue| before.as_ref() != Some(*issue)) {
+                    tracing::warn!("{issue}");
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, read: Read, state: &mut Arc<ClusterState>) {
+        if self.is_own(&read.key) {
+            self.own.send_if_modified(|own| own.replace(read.announced.clone()).as_ref() != Some(&read.announced));
+        }
+        match read.object {
+            Ok(object) => {
+                self.faults.remove(&read.key);
+                // Most events change nothing that matters (a node's heartbeat): then the state is not copied.
+                if !state.holds(&object) {
+                    Arc::make_mut(state).insert(object);
+                }
+            }
+            Err(reason) => {
+                let reason = format!("{reason}; what it said before stays in force");
+                let issue = SourceIssue { file: read.key.to_string(), line: None, reason };
+                let known = self.faults.insert(read.key, issue.clone());
+                if known.as_ref() != Some(&issue) {
+                    tracing::warn!("{issue}");
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey, state: &mut Arc<ClusterState>) {
+        self.faults.remove(key);
+        if self.is_own(key) {
+            self.own.send_replace(None);
+        }
+        if state.has(key) {
+            Arc::make_mut(state).remove(key);
+        }
+    }
+
+    fn is_own(&self, key: &ObjectKey) -> bool {
+        &*key.kind == "Node" && *key.name.name == *self.node
+    }
+
+    fn health(&mut self, kind: Kind, health: Result<(), String>) {
+        match health {
+            Ok(()) => {
+                if self.ailing.remove(kind.name).is_some() {
+                    tracing::info!("source.kubernetes: {}{}: in step with the server again", self.url, kind.path);
+                }
+            }
+            Err(reason) => {
+                let issue = SourceIssue { file: format!("{}{}", self.url, kind.path), line: None, reason };
+                if self.ailing.insert(kind.name, issue.clone()).as_ref() != Some(&issue) {
+                    tracing::warn!("source.kubernetes: {issue}; the last state stays in force");
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self, next: Arc<ClusterState>) {
+        let complete = self.listed.len() == KINDS.len();
+        let changed = !Arc::ptr_eq(&self.states.borrow(), &next);
+        let last_change = if changed { Some(now()) } else { self.statuses.borrow().last_change };
+        let issues = self.ailing.values().chain(self.faults.values()).chain(&self.announcement).cloned().collect();
+        let connected = complete && self.ailing.is_empty();
+        let status = SourceStatus { kind: "kubernetes", connected, errors: issues, last_change, objects: next.len() };
+        // The state first: who sees that the source is connected finds the state that it is connected with.
+        if changed {
+            self.states.send_replace(next);
+        }
+        self.statuses.send_if_modified(|known| std::mem::replace(known, status.clone()) != status);
+        if complete && let Some(waiting) = self.complete.take() {
+            // Nobody waits if the start was given up.
+            let _ = waiting.send(());
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The Kubernetes API server as a source.
+//!
+//! Each kind has a [`reflector`] that lists and watches it; the [`collector`] makes one state of what they tell; the [`announce`]r keeps this
+//! node's own announcement on its Node. Nothing is published before every kind has been listed once: half a cluster would look like one
+//! whose other half has been removed.
+//!
+//! What it may do is in `deploy/kubernetes/rbac.yaml`, and it needs exactly that.
+
+mod access;
+mod announce;
+mod collector;
+mod kinds;
+mod reflector;
+mod timing;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+
+use kube::Client;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::{Source, SourceError, SourceStatus};
+pub use access::AccessError;
+use access::Server;
+use announce::Announcer;
+use collector::Collector;
+use kinds::KINDS;
+use reflector::{Reflector, Update};
+pub use timing::Timing;
+use timing::{Backoff, Jitter};
+
+/// So many updates may wait for the collector before reflectors wait for it.
+const QUEUE: usize = 4096;
+
+/// Connects as configured, and returns when every kind has been listed.
+pub(super) async fn start(server: Option<&str>, kubeconfig: Option<&Path>, node: &str) -> Result<Source, SourceError> {
+    let server = Server::open(server, kubeconfig).await?;
+    tracing::info!(server = server.url, "source.kubernetes: waiting for the first lists");
+    follow(server, node, Timing::default(), Jitter::new(None)).await
+}
+
+/// Follows the server that `client` leads to, for tests: `node` is this node's name, and `seed` decides what is otherwise left to chance.
+pub async fn start_with(client: Client, node: &str, timing: Timing, seed: u64) -> Result<Source, SourceError> {
+    follow(Server::with(client, "the server"), node, timing, Jitter::new(Some(seed))).await
+}
+
+async fn follow(server: Server, node: &str, timing: Timing, mut jitter: Jitter) -> Result<Source, SourceError> {
+    let server = Arc::new(server);
+    let (updates, received) = mpsc::channel::<Update>(QUEUE);
+    let (states, state) = watch::channel(Arc::default());
+    let empty = SourceStatus { kind: "kubernetes", connected: false, errors: Vec::new(), last_change: None, objects: 0 };
+    let (statuses, status) = watch::channel(empty);
+    let (own, found) = watch::channel(None);
+    let (announcement, wanted) = watch::channel(None);
+    let (complete, completed) = oneshot::channel();
+    let collector = Collector {
+        url: server.url.clone(),
+        node: node.to_owned(),
+        states,
+        statuses,
+        own,
+        complete: Some(complete),
+        listed: BTreeSet::new(),
+        ailing: BTreeMap::new(),
+        faults: BTreeMap::new(),
+        announcement: None,
+    };
+    // Dropping the set ends what is in it; it lives in the task that the source owns.
+    let mut tasks = JoinSet::new();
+    for kind in KINDS {
+        tasks.spawn(Reflector::new(kind, server.clone(), timing, jitter.split(), updates.clone()).run());
+    }
+    let announcer =
+        Announcer { server, node: node.to_owned(), answer: timing.answer, backoff: Backoff::new(&timing, jitter.split()), wanted, found, updates };
+    tasks.spawn(announcer.run());
+    tasks.spawn(collector.run(received));
+    let task = tokio::spawn(async move { while tasks.join_next().await.is_some() {} });
+    let source = Source { state, status, announcement: Some(announcement), task };
+    completed.await.map_err(|_| SourceError::Ended)?;
+    Ok(source)
+}
+
+/// An error with what caused it, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
+}
