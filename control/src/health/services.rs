@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_connected_before_a_service_went_is_told_that_nothing_is_here() {
+    fn whoever_connected_before_a_service_went_is_hung_up_on() {
         alone(|| async {
             let mut servers = ServiceHealth::new(healthy());
             servers.sync(&[check("web", 32000, 7)], &[HERE]).await;
@@ -288,10 +288,10 @@ mod tests {
             // The server has taken the connection once it has answered another that came later.
             assert_eq!(code(32000).await, Some(200));
             servers.sync(&[], &[HERE]).await;
-            early.write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n").await.unwrap();
+            // Nobody waits for it to ask: axum hangs up on what has no request under way.
             let mut answer = String::new();
             early.read_to_string(&mut answer).await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+            assert_eq!(answer, "");
         });
     }
 
