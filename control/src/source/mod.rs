@@ -4,17 +4,21 @@
 //! When it loses sight of its origin, the last state stays in force and [`SourceStatus`] says so.
 
 mod directory;
-mod manifest;
+pub(crate) mod etcd;
+pub(crate) mod manifest;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::config::SourceConfig;
+use crate::config::{Config, SourceConfig};
 use crate::model::ClusterState;
 
 /// A running source. Dropping it stops it.
@@ -24,6 +28,10 @@ pub struct Source {
     pub state: watch::Receiver<Arc<ClusterState>>,
     /// How the source is.
     pub status: watch::Receiver<SourceStatus>,
+    /// Which addresses this node may give out; none where its ranges are nobody else's for good.
+    pub tenure: Option<watch::Receiver<Tenure>>,
+    /// For a source that takes part in the cluster: what to tell others of this node.
+    pub report: watch::Sender<NodeReport>,
     task: JoinHandle<()>,
 }
 
@@ -31,6 +39,30 @@ impl Drop for Source {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// What a node that shares the cluster's ranges with others may give addresses out of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    /// The blocks that nobody else can have.
+    pub blocks: Vec<IpNetwork>,
+    /// Until when that is sure, if it ever was.
+    pub until: Option<Instant>,
+}
+
+/// What a source that takes part in the cluster tells of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeReport {
+    /// Its underlay addresses, which are its `InternalIP`s too.
+    pub underlay: Vec<IpAddr>,
+    /// MTU of its underlay, in bytes.
+    pub underlay_mtu: u32,
+    /// The pod ranges that the figures are about.
+    pub ranges: Vec<IpNetwork>,
+    /// How many of their addresses are in use, of IPv4 and of IPv6.
+    pub used: [u128; 2],
+    /// How many are free.
+    pub free: [u128; 2],
 }
 
 /// How a source is, for `podgate status`.
@@ -41,6 +73,9 @@ pub struct SourceStatus {
     pub kind: &'static str,
     /// Whether the state is what the origin says now, as far as it can be read.
     pub connected: bool,
+    /// Whether the state that is in force was whole when it was last read, however long ago: enough to forward by.
+    #[serde(skip)]
+    pub complete: bool,
     /// What is wrong with it.
     pub errors: Vec<SourceIssue>,
     /// When the state last changed, in seconds of the Unix clock.
@@ -76,10 +111,21 @@ impl fmt::Display for SourceIssue {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The kind is in the configuration's grammar and not in this program.
-    #[error("source.{kind}: this version of podgate cannot read from {kind} yet; use source: {{directory: /etc/podgate/cluster.d}}")]
+    #[error("source.{kind}: this version of podgate cannot read from {kind} yet; use source: {{directory: /etc/podgate/cluster.d}} or {{etcd: ...}}")]
     NotBuilt {
         /// The kind.
         kind: &'static str,
+    },
+    /// etcd cannot be used as it is configured. That it does not answer is no such error.
+    #[error(transparent)]
+    Etcd(#[from] etcd::client::EtcdError),
+    /// The machine's own name cannot be kept.
+    #[error("stateDir: {path}: this machine's name among the nodes cannot be kept there: {source}; make it writable for the daemon")]
+    Machine {
+        /// The directory.
+        path: String,
+        /// What the kernel says.
+        source: std::io::Error,
     },
     /// The directory cannot be read.
     #[error("source.directory: {path}: {reason}; make the directory, readable by the daemon, and put the cluster's manifests into it")]
@@ -100,11 +146,17 @@ pub enum SourceError {
 }
 
 /// Starts the source that the configuration names. To be called inside a tokio runtime.
-pub async fn start(config: &SourceConfig) -> Result<Source, SourceError> {
-    match config {
-        SourceConfig::Directory(path) => directory::start(path).await,
-        SourceConfig::Kubernetes { .. } | SourceConfig::Etcd(_) => Err(SourceError::NotBuilt { kind: config.kind() }),
+pub async fn start(config: &Config, report: NodeReport) -> Result<Source, SourceError> {
+    match &config.source {
+        SourceConfig::Directory(path) => directory::start(path, report).await,
+        SourceConfig::Etcd(etcd) => etcd::start(config, etcd, report).await,
+        SourceConfig::Kubernetes { .. } => Err(SourceError::NotBuilt { kind: config.source.kind() }),
     }
+}
+
+/// Seconds of the Unix clock.
+pub(crate) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// What a directory of manifests says now, read once: for tools that look and do not watch.
