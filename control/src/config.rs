@@ -25,6 +25,7 @@ pub(crate) use validate::check_device_name;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podgate_core::snapshot::OutsideToPods;
@@ -139,6 +140,10 @@ pub struct EtcdConfig {
     pub key: Option<PathBuf>,
     /// `name:password`.
     pub user: Option<String>,
+    /// How long this node's registration lasts if it does not renew it.
+    pub lease: Duration,
+    /// How long a node must be gone before its blocks of addresses go to others.
+    pub grace: Duration,
 }
 
 impl std::fmt::Debug for EtcdConfig {

@@ -2,7 +2,8 @@
 //! routes that bring packets to them.
 //!
 //! In the order in which a change passes: [`source`] watches the cluster's objects, [`model`] holds what of them matters, [`compile`]
-//! makes a snapshot of it for this node, [`daemon`] publishes it. [`pods`] attaches, with addresses from [`ipam`]; [`routing`] brings
+//! makes a snapshot of it for this node, [`daemon`] publishes it. [`pods`] attaches, with addresses from [`ipam`], out of
+//! [`blocks`] of the cluster's ranges where nodes share them; [`routing`] brings
 //! packets to the workers, by [`netlink`]; [`selftest`] proves that they come. [`api`] and [`cli`] are the operator's side, [`diff`] what
 //! they are told of changes; [`health`] and [`metrics`] are told over HTTP.
 //!
@@ -23,6 +24,7 @@ pub mod daemon;
 pub mod pods;
 pub mod privileges;
 pub mod ipam;
+pub mod blocks;
 pub mod install_cni;
 pub mod gateway_ns;
 pub mod routing;

@@ -3,6 +3,7 @@
 mod addresses;
 mod attach;
 mod install;
+pub mod objects;
 mod table;
 
 use std::io::Write;
@@ -140,6 +141,15 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Put objects into the cluster's etcd, or others in their place
+    #[command(after_help = "Examples:\n  podgate apply -f web.yaml\n  podgate apply -f - < web.yaml")]
+    Apply(objects::Apply),
+    /// List objects in the cluster's etcd
+    #[command(after_help = "Examples:\n  podgate get services\n  podgate get svc web -o yaml\n  podgate get nodes -o wide -w")]
+    Get(objects::Get),
+    /// Take objects out of the cluster's etcd
+    #[command(after_help = "Examples:\n  podgate delete -f web.yaml\n  podgate delete svc web")]
+    Delete(objects::Delete),
     /// Attach a network namespace, as the CNI plugin does; prints the CNI result
     #[command(
         after_help = "Examples:\n  ip netns add web && podgate attach --netns /run/netns/web --name default/web\n  podgate attach --netns /run/netns/web --publish 8080:80 --egress-rate 100M"
@@ -215,7 +225,16 @@ fn endpoint(text: &str) -> Result<(IpAddr, Option<u16>), String> {
 impl Command {
     /// Whether a running daemon answers it.
     pub fn asks_the_daemon(&self) -> bool {
-        !matches!(self, Command::Run(_) | Command::Prepare(_) | Command::Cleanup(_) | Command::Demo { .. })
+        !matches!(
+            self,
+            Command::Run(_)
+                | Command::Prepare(_)
+                | Command::Cleanup(_)
+                | Command::Demo { .. }
+                | Command::Apply(_)
+                | Command::Get(_)
+                | Command::Delete(_)
+        )
     }
 }
 
@@ -322,6 +341,9 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
         Command::Attach(options) => attach::attach(client, options),
         Command::Detach { pod } => attach::detach(client, pod),
         Command::InstallCni(options) => install::install(client, options),
+        Command::Apply(words) => Ok(objects::apply(words)),
+        Command::Get(words) => Ok(objects::get(words)),
+        Command::Delete(words) => Ok(objects::delete(words)),
         Command::Run(_) | Command::Prepare(_) | Command::Cleanup(_) | Command::Demo { .. } => unreachable!("answered without a daemon"),
     }
 }

@@ -216,6 +216,12 @@ pub fn raw(value: &Value, format: Format) -> String {
     text
 }
 
+/// A table of these columns (title and field), every one of them shown.
+pub(super) fn plain(columns: &[(&'static str, &'static str)], rows: &[Value]) -> String {
+    let columns: Vec<Column> = columns.iter().map(|(title, field)| Column(title, field, Always)).collect();
+    align(&columns.iter().collect::<Vec<_>>(), rows)
+}
+
 /// Columns as wide as their widest cell, three blanks between, as kubectl prints them.
 fn align(columns: &[&Column], rows: &[Value]) -> String {
     let mut cells: Vec<Vec<String>> = vec![columns.iter().map(|c| c.0.to_owned()).collect()];

@@ -99,6 +99,8 @@ pub(super) struct RawEtcd {
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
     pub user: Option<String>,
+    pub lease: Option<Seconds>,
+    pub grace: Option<Seconds>,
 }
 
 #[derive(serde::Deserialize)]

@@ -263,6 +263,26 @@ fn exactly_one_source_and_one_kind_of_underlay_are_asked_for() {
 }
 
 #[test]
+fn etcd_is_asked_for_with_all_that_it_needs() {
+    let parse = |etcd: &str| parse(&format!("underlay: {{address: 192.0.2.1}}\nsource: {{etcd: {{{etcd}}}}}\n"));
+    let SourceConfig::Etcd(etcd) = parse("endpoints: ['http://a:2379'], lease: 5s").unwrap().source else { panic!("etcd") };
+    assert_eq!((etcd.prefix.as_str(), etcd.lease.as_secs(), etcd.grace.as_secs()), ("/podgate", 5, 600));
+    for (etcd, said) in [
+        ("endpoints: []", "source.etcd.endpoints: is an empty list"),
+        ("endpoints: ['https://a']", "source.etcd.ca: is missing, and there are https endpoints"),
+        ("endpoints: ['http://a'], cert: /c", "source.etcd.cert and source.etcd.key: one is there without the other"),
+        ("endpoints: ['http://a'], prefix: podgate", "source.etcd.prefix: `podgate` is not a path; write one as /podgate"),
+        ("endpoints: ['http://a'], prefix: /", "source.etcd.prefix: `/` is not a path"),
+        ("endpoints: ['http://a'], user: root", "source.etcd.user: has no `:`"),
+        ("endpoints: ['http://a'], lease: 1s", "source.etcd.lease: 1 s is not between 3 s and 1 h"),
+        ("endpoints: ['http://a'], grace: 10s", "source.etcd.grace: 10 s is shorter than source.etcd.lease (15 s)"),
+    ] {
+        let error = parse(etcd).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("podgate.yaml: {said}")), "{error}");
+    }
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let error = Config::load("/nonexistent/podgate.yaml".as_ref()).unwrap_err().to_string();
     assert!(error.starts_with("/nonexistent/podgate.yaml: cannot be read: No such file"), "{error}");

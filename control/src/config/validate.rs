@@ -4,12 +4,15 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podgate_core::fib::bounds;
 use podgate_core::snapshot::OutsideToPods;
 
-use super::raw::{PortRange, Raw, RawAttach, RawDevices, RawMasquerade, RawNodePortAddresses, RawOutsideToPods, RawSource, RawUnderlay, RawWorkers};
+use super::raw::{
+    PortRange, Raw, RawAttach, RawDevices, RawEtcd, RawMasquerade, RawNodePortAddresses, RawOutsideToPods, RawSource, RawUnderlay, RawWorkers,
+};
 use super::{
     Attach, Config, ConfigError, Devices, EtcdConfig, Flows, HostFacts, NodePortAddresses, Overlay, SourceConfig, Underlay, Workers, addresses,
 };
@@ -31,6 +34,10 @@ impl Check<'_> {
 }
 
 const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
+/// A node that is gone is missed after so long, in seconds.
+const ETCD_LEASE_S: u64 = 15;
+/// Longer than a machine takes to start again, in seconds.
+const ETCD_GRACE_S: u64 = 600;
 const MASQUERADE_PORTS: RangeInclusive<u16> = 61000..=65534;
 /// Rules of the kernel that match ports take at most this as their upper end (Linux `fib_rule_port_range_valid`).
 const PORT_MAX: u16 = 65534;
@@ -175,13 +182,7 @@ fn source(check: &Check<'_>, given: Option<RawSource>) -> Result<SourceConfig, C
     match (given.directory, given.kubernetes, given.etcd) {
         (Some(directory), None, None) => Ok(SourceConfig::Directory(absolute(check, "source.directory", directory)?)),
         (None, Some(k), None) => Ok(SourceConfig::Kubernetes { server: k.server, kubeconfig: k.kubeconfig }),
-        (None, None, Some(e)) => {
-            if e.endpoints.is_empty() {
-                return check.fail("source.etcd.endpoints", "is an empty list", "name at least one URL");
-            }
-            let prefix = e.prefix.unwrap_or_else(|| "/podgate".into());
-            Ok(SourceConfig::Etcd(EtcdConfig { endpoints: e.endpoints, prefix, ca: e.ca, cert: e.cert, key: e.key, user: e.user }))
-        }
+        (None, None, Some(e)) => Ok(SourceConfig::Etcd(etcd(check, e)?)),
         (None, None, None) => check.fail("source", "names no source", remedy),
         (directory, kubernetes, etcd) => {
             let named = [("directory", directory.is_some()), ("kubernetes", kubernetes.is_some()), ("etcd", etcd.is_some())];
@@ -189,6 +190,38 @@ fn source(check: &Check<'_>, given: Option<RawSource>) -> Result<SourceConfig, C
             check.fail("source", format!("names {}", named.join(" and ")), remedy)
         }
     }
+}
+
+fn etcd(check: &Check<'_>, given: RawEtcd) -> Result<EtcdConfig, ConfigError> {
+    let RawEtcd { endpoints, prefix, ca, cert, key, user, lease, grace } = given;
+    if endpoints.is_empty() {
+        return check.fail("source.etcd.endpoints", "is an empty list", "name at least one URL");
+    }
+    if ca.is_none() && endpoints.iter().any(|url| url.starts_with("https:")) {
+        let remedy = "name the PEM file with the certificate of the authority that signed etcd's";
+        return check.fail("source.etcd.ca", "is missing, and there are https endpoints", remedy);
+    }
+    if cert.is_some() != key.is_some() {
+        return check.fail("source.etcd.cert and source.etcd.key", "one is there without the other", "name both, or neither");
+    }
+    let prefix = prefix.unwrap_or_else(|| "/podgate".into());
+    if !prefix.starts_with('/') || prefix.ends_with('/') {
+        return check.fail("source.etcd.prefix", format!("`{prefix}` is not a path"), "write one as /podgate");
+    }
+    if user.as_deref().is_some_and(|user| !user.contains(':')) {
+        return check.fail("source.etcd.user", "has no `:`", "write it as name:password");
+    }
+    let lease = Duration::from_secs(lease.map_or(ETCD_LEASE_S, |lease| lease.0));
+    let grace = Duration::from_secs(grace.map_or(ETCD_GRACE_S, |grace| grace.0));
+    // etcd grants no shorter ones than its elections take.
+    if !(3..=3600).contains(&lease.as_secs()) {
+        return check.fail("source.etcd.lease", format!("{} s is not between 3 s and 1 h", lease.as_secs()), "15s serves most clusters");
+    }
+    if grace < lease {
+        let problem = format!("{} s is shorter than source.etcd.lease ({} s)", grace.as_secs(), lease.as_secs());
+        return check.fail("source.etcd.grace", problem, "write the same on every node, and longer than a machine takes to start; 10m serves most");
+    }
+    Ok(EtcdConfig { endpoints, prefix, ca, cert, key, user, lease, grace })
 }
 
 fn absolute(check: &Check<'_>, key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {

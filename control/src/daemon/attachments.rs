@@ -67,6 +67,10 @@ impl Daemon {
         let mut spec = self.spec(request, id)?;
         let owner = owner_of(attachment);
         spec.addresses = self.addresses(&owner, &request.addresses)?;
+        if let Err(refused) = self.may_give_out(&spec.addresses) {
+            self.release(&owner);
+            return Err(refused);
+        }
         match self.plug(&spec, &netns).await {
             Ok(attached) if attached.leases => match self.relay_dhcp() {
                 Ok(()) => Ok(self.result(attachment, &attached)),
@@ -100,6 +104,10 @@ impl Daemon {
         }
         let targets = targets(&given.routes)?;
         let addresses = self.given(&owner, given)?;
+        if let Err(refused) = self.may_give_out(&addresses) {
+            self.release(&owner);
+            return Err(refused);
+        }
         let assigned = self.inner.borrow_mut().pods.assign(&netns, &id, &addresses, targets);
         match assigned {
             Ok(attached) => {
@@ -299,6 +307,20 @@ impl Daemon {
         }
         self.inner.borrow_mut().ipam.claim(owner, &addresses, &given.plugin).map_err(no_address)?;
         Ok(addresses)
+    }
+
+    /// Whether it is sure that no other node gives out these addresses.
+    fn may_give_out(&self, addresses: &[IpAddr]) -> Result<(), Response> {
+        let Some(tenure) = &self.tenure else { return Ok(()) };
+        match addresses.iter().find(|address| !tenure.borrow().covers(**address)) {
+            None => Ok(()),
+            Some(address) => {
+                let message = format!(
+                    "{address} is not given out: this node cannot prove to the cluster's etcd that the block is still its own. It is registered again as                      soon as etcd answers; `podgate status` says what is missing"
+                );
+                Err(error(TRY_AGAIN, message))
+            }
+        }
     }
 
     fn release(&self, owner: &Owner) {

@@ -51,7 +51,7 @@ use crate::netlink::Netlink;
 use crate::pods::{Attached, Pods};
 use crate::routing::{self, Reconciler, RoutingPlan, Side};
 use crate::selftest::Check;
-use crate::source::{self, SourceStatus};
+use crate::source::{self, NodeReport, SourceStatus, Tenure};
 use limits::PodLimits;
 use machine::Machine;
 use progress::Known;
@@ -114,13 +114,6 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     raise_file_limit();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // It may have to wait for its origin; whoever wants to end that must be heard.
-    let mut source = tokio::select! {
-        source = source::start(&config.source, &config.node) => source?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
-    };
-
     let node_netns = Netns::current()?;
     let node_netlink = Netlink::open(&node_netns)?;
     refuse_beside_another(&node_netlink, &config.devices.host)?;
@@ -128,6 +121,14 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     for address in &machine.addresses {
         config.accepts_node_address(*address)?;
     }
+    // It tells other nodes of this one, and so needs to know it.
+    let report = NodeReport { underlay: machine.underlay.clone(), underlay_mtu: machine.underlay_mtu, ..NodeReport::default() };
+    // It may have to wait for its origin; whoever wants to end that must be heard.
+    let mut source = tokio::select! {
+        source = source::start(&config, report) => source?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let gateway = gateway_ns::open_or_prepare(&config.runtime_dir)?;
     let gateway_netns = gateway.netns().try_clone()?;
     let gateway_netlink = Netlink::open(&gateway_netns)?;
@@ -207,6 +208,8 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         refreshes: Refreshes::default(),
         leaving: Cell::new(0),
         dataplane: RefCell::new(Some(Arc::new(dataplane))),
+        tenure: source.tenure.clone(),
+        report: source.report.clone(),
         config,
     });
     daemon.log_changes();
@@ -367,6 +370,10 @@ pub(crate) struct Daemon {
     refreshes: Refreshes,
     /// How many attachments are being detached: their addresses are theirs until the workers know.
     leaving: Cell<usize>,
+    /// Which addresses may be given out, where that depends on others.
+    tenure: Option<watch::Receiver<Tenure>>,
+    /// What the source tells others of this node.
+    report: watch::Sender<NodeReport>,
     /// `None` only while it is being replaced.
     dataplane: RefCell<Option<Arc<Runtime>>>,
 }
@@ -556,6 +563,18 @@ impl Daemon {
         } else if let Err(error) = inner.ipam.set_ranges(&cidrs) {
             inner.problems.insert(format!("addresses: {error}"));
         }
+        if self.tenure.is_some() && !cidrs.is_empty() {
+            let lost = |address: &&IpAddr| !cidrs.iter().any(|cidr| cidr.contains(**address));
+            let strangers = inner.pods.list().flat_map(|pod| pod.addresses.iter().filter(lost).map(move |address| (&pod.name, address)));
+            let said = strangers.map(|(pod, address)| {
+                format!("addresses: {pod} has {address}, of a block that went to another node while this one was away; detach it and attach it again")
+            });
+            inner.problems.extend(said.collect::<Vec<_>>());
+        }
+        if !self.report.is_closed() {
+            let report = report(inner);
+            self.report.send_if_modified(|known| std::mem::replace(known, report.clone()) != report);
+        }
         inner.problems.retain(|problem| !problem.starts_with("source"));
         let errors: Vec<String> = inner.source_status.errors.iter().map(|error| format!("source: {error}")).collect();
         inner.problems.extend(errors);
@@ -564,7 +583,7 @@ impl Daemon {
     /// Takes note of what the self-test found.
     fn note_checks(&self, checks: Vec<Check>) {
         let vital = checks.iter().filter(|check| check.vital).all(|check| check.ok);
-        let ready = vital && !checks.is_empty() && self.inner.borrow().source_status.connected;
+        let ready = vital && !checks.is_empty() && self.inner.borrow().source_status.complete;
         for check in &checks {
             let known = self.inner.borrow().checks.iter().find(|old| old.name == check.name).map(|old| old.ok);
             match (known, check.ok) {
@@ -582,6 +601,18 @@ impl Daemon {
     fn pod_mtu(&self, machine: &Machine) -> u32 {
         pod_mtu(&machine.underlay, machine.underlay_mtu)
     }
+}
+
+/// What a source that takes part in the cluster tells of this node.
+fn report(inner: &Inner) -> NodeReport {
+    let (mut used, mut free) = ([0, 0], [0, 0]);
+    for pool in inner.ipam.list().pools.iter().filter(|pool| pool.pool.is_none()) {
+        let at = usize::from(!pool.cidr.is_ipv4());
+        used[at] += pool.used as u128;
+        free[at] += pool.capacity.saturating_sub(pool.used as u128);
+    }
+    let ranges = inner.compiled.snapshot.node.node_pod_cidrs.clone();
+    NodeReport { underlay: inner.machine.underlay.clone(), underlay_mtu: inner.machine.underlay_mtu, ranges, used, free }
 }
 
 /// Sockets for UDP ports of services on the node's addresses: they bring datagrams that came in fragments, which no port rule matches.

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use super::manifest::{self, Placed};
-use super::{Source, SourceError, SourceIssue, SourceStatus, now};
+use super::{NodeReport, Source, SourceError, SourceIssue, SourceStatus, unix_now};
 use crate::model::{ClusterState, ObjectKey};
 
 /// How long nothing must happen before the directory is read: long enough for a handful of files to be copied.
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const REREAD: Duration = Duration::from_secs(30);
 
 /// Reads `path` and goes on watching it.
-pub(super) async fn start(path: &Path) -> Result<Source, SourceError> {
+pub(super) async fn start(path: &Path, node: NodeReport) -> Result<Source, SourceError> {
     let watch_failed = |error: std::io::Error| SourceError::Watch { path: path.display().to_string(), reason: error.to_string() };
     let inotify = Watch(Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(|e| watch_failed(e.into()))?);
     // Watched before it is read: what happens between is seen twice rather than never.
@@ -47,9 +47,11 @@ pub(super) async fn start(path: &Path) -> Result<Source, SourceError> {
     }
     report(&[], &first.issues);
     let (states, state) = watch::channel(first.state.clone());
-    let (statuses, status) = watch::channel(status_of(&first, Some(now())));
+    let (statuses, status) = watch::channel(status_of(&first, Some(unix_now())));
     let task = tokio::spawn(follow(reader, inotify, states, statuses, first.issues));
-    Ok(Source { state, status, announcement: None, task })
+    // What is told of this node is nobody's to hear: the files say it.
+    let (report, _) = watch::channel(node);
+    Ok(Source { state, status, announcement: None, tenure: None, report, task })
 }
 
 /// Reads `path` once.
@@ -119,7 +121,7 @@ async fn follow(
         report(&issues, &reading.issues);
         issues.clone_from(&reading.issues);
         let changed = *states.borrow() != reading.state;
-        let last_change = if changed { Some(now()) } else { statuses.borrow().last_change };
+        let last_change = if changed { Some(unix_now()) } else { statuses.borrow().last_change };
         let status = status_of(&reading, last_change);
         statuses.send_if_modified(|old| std::mem::replace(old, status.clone()) != status);
         if changed {
@@ -145,7 +147,8 @@ async fn settle(inotify: &AsyncFd<Watch>) {
 }
 
 fn status_of(reading: &Reading, last_change: Option<u64>) -> SourceStatus {
-    SourceStatus { kind: "directory", connected: reading.readable, errors: reading.issues.clone(), last_change, objects: reading.state.len() }
+    let (errors, objects) = (reading.issues.clone(), reading.state.len());
+    SourceStatus { kind: "directory", connected: reading.readable, complete: reading.readable, errors, last_change, objects }
 }
 
 /// Logs what is wrong that was not wrong before, and what is mended.
@@ -348,17 +351,19 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_and_a_source_that_is_not_built_are_clear_errors() {
+    fn a_missing_directory_is_a_clear_error() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let start = |config: SourceConfig| runtime.block_on(async { super::super::start(&config, "node-1").await }).unwrap_err().to_string();
+        let host = crate::config::HostFacts { name: "n".into(), ephemeral_ports: 32768..=60999 };
+        let start = |source: SourceConfig| {
+            let text = "underlay: {address: 192.0.2.1}\nsource: {directory: /}\n";
+            let mut config = crate::config::Config::parse("podgate.yaml".as_ref(), text, &host).unwrap();
+            config.source = source;
+            runtime.block_on(async { super::super::start(&config, NodeReport::default()).await }).unwrap_err().to_string()
+        };
         assert_eq!(
             start(SourceConfig::Directory("/nonexistent/cluster.d".into())),
             "source.directory: /nonexistent/cluster.d: No such file or directory; \
              make the directory, readable by the daemon, and put the cluster's manifests into it"
-        );
-        assert_eq!(
-            start(SourceConfig::Kubernetes { server: None, kubeconfig: None }),
-            "source.kubernetes: this version of podgate cannot read from kubernetes yet; use source: {directory: /etc/podgate/cluster.d}"
         );
     }
 
@@ -371,7 +376,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let patience = Duration::from_secs(20);
         runtime.block_on(async {
-            let mut source = start(&path).await.unwrap();
+            let mut source = start(&path, NodeReport::default()).await.unwrap();
             assert_eq!(names(&source.state.borrow()), ["a"], "the first state is there from the start");
             // In place, by a rename, and gone.
             std::fs::write(path.join("b.yaml"), service("b", "10.96.0.2")).unwrap();

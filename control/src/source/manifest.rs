@@ -28,6 +28,38 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Vec<Placed>, Vec<SourceIss
     if issues.is_empty() { Ok(objects) } else { Err(issues) }
 }
 
+/// The same of JSON, whatever it was read from is called.
+pub(super) fn parse_json(name: &str, text: &str) -> Result<Vec<Placed>, Vec<SourceIssue>> {
+    let mut objects = Vec::new();
+    match (Document { line: 1, text, json: true }).read(&mut objects) {
+        Ok(()) => Ok(objects),
+        Err((line, reason)) => Err(vec![SourceIssue { file: name.into(), line: Some(line), reason }]),
+    }
+}
+
+/// An object as it is written, checked as those are that a source reads.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// What names it.
+    pub key: ObjectKey,
+    /// All of it.
+    pub value: Value,
+}
+
+/// Every object in `text`, the content of `file`, for whoever passes them on; or everything that is wrong with them. Kinds that have nothing
+/// to do with forwarding are wrong here: whoever names one expects it to do something.
+pub fn parse_written(file: &str, text: &str) -> Result<Vec<Written>, Vec<SourceIssue>> {
+    let (mut written, mut issues) = (Vec::new(), Vec::new());
+    let json = file.ends_with(".json") || text.trim_start().starts_with('{');
+    let documents = if json { vec![(1, text)] } else { documents(text) };
+    for (line, text) in documents {
+        if let Err((line, reason)) = (Document { line, text, json }).written(&mut written) {
+            issues.push(SourceIssue { file: file.into(), line: Some(line), reason });
+        }
+    }
+    if issues.is_empty() { Ok(written) } else { Err(issues) }
+}
+
 /// The documents and the line at which each starts. A marker is `---` or `...` at the beginning of a line (YAML 1.2 §9.1.2): no content of a
 /// document can stand there.
 fn documents(text: &str) -> Vec<(u64, &str)> {
@@ -133,6 +165,29 @@ impl Document<'_> {
             let object = item.decode().and_then(|head: Head| object(&head, &item));
             let object = object.map_err(|(line, reason)| (line, format!("item {index} of the List: {reason}")))?;
             objects.extend(object.map(|o| (self.line, o)));
+        }
+        Ok(())
+    }
+}
+
+impl Document<'_> {
+    fn written(&self, written: &mut Vec<Written>) -> Result<(), Failure> {
+        let head: Head = self.decode()?;
+        let value: Value = self.decode()?;
+        let mut push = |head: &Head, text: &dyn Fn() -> Result<Option<Object>, Failure>, value: Value| match text()? {
+            Some(object) => {
+                written.push(Written { key: object.key(), value });
+                Ok(())
+            }
+            None => Err((self.line, format!("a {} is not stored; there are Service, EndpointSlice, Node and NetworkPolicy", head.kind))),
+        };
+        if head.kind != "List" {
+            return push(&head, &|| object(&head, self), value);
+        }
+        for (index, value) in head.items.into_iter().enumerate() {
+            let item = Item { line: self.line, value: value.clone() };
+            let pushed = item.decode().and_then(|head: Head| push(&head, &|| object(&head, &item), value));
+            pushed.map_err(|(line, reason)| (line, format!("item {index} of the List: {reason}")))?;
         }
         Ok(())
     }

@@ -4,19 +4,22 @@
 //! When it loses sight of its origin, the last state stays in force and [`SourceStatus`] says so.
 
 mod directory;
+pub(crate) mod etcd;
 pub mod kubernetes;
-mod manifest;
+pub(crate) mod manifest;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::config::SourceConfig;
+use crate::config::{Config, SourceConfig};
 use crate::model::ClusterState;
 
 /// A running source. Dropping it stops it.
@@ -28,6 +31,10 @@ pub struct Source {
     pub status: watch::Receiver<SourceStatus>,
     /// Where what is to be announced goes, if anybody is to hear of it.
     announcement: Option<watch::Sender<Option<Announced>>>,
+    /// Which addresses this node may give out; none where its ranges are nobody else's for good.
+    pub tenure: Option<watch::Receiver<Tenure>>,
+    /// For a source that takes part in the cluster: what to tell others of this node.
+    pub report: watch::Sender<NodeReport>,
     task: JoinHandle<()>,
 }
 
@@ -50,6 +57,30 @@ impl Drop for Source {
     }
 }
 
+/// What a node that shares the cluster's ranges with others may give addresses out of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    /// The blocks that nobody else can have.
+    pub blocks: Vec<IpNetwork>,
+    /// Until when that is sure, if it ever was.
+    pub until: Option<Instant>,
+}
+
+/// What a source that takes part in the cluster tells of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeReport {
+    /// Its underlay addresses, which are its `InternalIP`s too.
+    pub underlay: Vec<IpAddr>,
+    /// MTU of its underlay, in bytes.
+    pub underlay_mtu: u32,
+    /// The pod ranges that the figures are about.
+    pub ranges: Vec<IpNetwork>,
+    /// How many of their addresses are in use, of IPv4 and of IPv6.
+    pub used: [u128; 2],
+    /// How many are free.
+    pub free: [u128; 2],
+}
+
 /// How a source is, for `podgate status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -58,6 +89,9 @@ pub struct SourceStatus {
     pub kind: &'static str,
     /// Whether the state is what the origin says now, as far as it can be read.
     pub connected: bool,
+    /// Whether the state that is in force was whole when it was last read, however long ago: enough to forward by.
+    #[serde(skip)]
+    pub complete: bool,
     /// What is wrong with it.
     pub errors: Vec<SourceIssue>,
     /// When the state last changed, in seconds of the Unix clock.
@@ -92,18 +126,23 @@ impl fmt::Display for SourceIssue {
 /// Why a source does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The kind is in the configuration's grammar and not in this program.
-    #[error("source.{kind}: this version of podgate cannot read from {kind} yet; use source: {{directory: /etc/podgate/cluster.d}}")]
-    NotBuilt {
-        /// The kind.
-        kind: &'static str,
-    },
     /// The API server cannot be asked.
     #[error("source.kubernetes: {0}")]
     Kubernetes(#[from] kubernetes::AccessError),
     /// It ended before it had begun, by a panic.
     #[error("the source ended before anything was read; the log says why")]
     Ended,
+    /// etcd cannot be used as it is configured. That it does not answer is no such error.
+    #[error(transparent)]
+    Etcd(#[from] etcd::client::EtcdError),
+    /// The machine's own name cannot be kept.
+    #[error("stateDir: {path}: this machine's name among the nodes cannot be kept there: {source}; make it writable for the daemon")]
+    Machine {
+        /// The directory.
+        path: String,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
     /// The directory cannot be read.
     #[error("source.directory: {path}: {reason}; make the directory, readable by the daemon, and put the cluster's manifests into it")]
     Directory {
@@ -122,18 +161,18 @@ pub enum SourceError {
     },
 }
 
-/// Starts the source that the configuration names, for the node called `node`, and returns when it has read everything once: for an API server
-/// that is away this waits until it is there. To be called inside a tokio runtime.
-pub async fn start(config: &SourceConfig, node: &str) -> Result<Source, SourceError> {
-    match config {
-        SourceConfig::Directory(path) => directory::start(path).await,
-        SourceConfig::Kubernetes { server, kubeconfig } => kubernetes::start(server.as_deref(), kubeconfig.as_deref(), node).await,
-        SourceConfig::Etcd(_) => Err(SourceError::NotBuilt { kind: config.kind() }),
+/// Starts the source that the configuration names. An API server that is away is waited for: this returns when it has told everything once. To be
+/// called inside a tokio runtime.
+pub async fn start(config: &Config, report: NodeReport) -> Result<Source, SourceError> {
+    match &config.source {
+        SourceConfig::Directory(path) => directory::start(path, report).await,
+        SourceConfig::Etcd(etcd) => etcd::start(config, etcd, report).await,
+        SourceConfig::Kubernetes { server, kubeconfig } => kubernetes::start(server.as_deref(), kubeconfig.as_deref(), &config.node).await,
     }
 }
 
-/// The Unix clock, in seconds: for people, nothing is measured by it.
-fn now() -> u64 {
+/// Seconds of the Unix clock.
+pub(crate) fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::kinds::{KINDS, Kind, Read};
 use super::reflector::Update;
 use crate::model::{ClusterState, ObjectKey};
-use crate::source::{SourceIssue, SourceStatus, now};
+use crate::source::{SourceIssue, SourceStatus, unix_now};
 
 /// A flood of events is published in parts of so many, so that the first are not held up by the last.
 const BATCH: usize = 1024;
@@ -130,10 +130,10 @@ impl Collector {
     fn publish(&mut self, next: Arc<ClusterState>) {
         let complete = self.listed.len() == KINDS.len();
         let changed = !Arc::ptr_eq(&self.states.borrow(), &next);
-        let last_change = if changed { Some(now()) } else { self.statuses.borrow().last_change };
+        let last_change = if changed { Some(unix_now()) } else { self.statuses.borrow().last_change };
         let issues = self.ailing.values().chain(self.faults.values()).chain(&self.announcement).cloned().collect();
         let connected = complete && self.ailing.is_empty();
-        let status = SourceStatus { kind: "kubernetes", connected, errors: issues, last_change, objects: next.len() };
+        let status = SourceStatus { kind: "kubernetes", connected, complete, errors: issues, last_change, objects: next.len() };
         // The state first: who sees that the source is connected finds the state that it is connected with.
         if changed {
             self.states.send_replace(next);

@@ -22,7 +22,7 @@ use kube::Client;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::{Source, SourceError, SourceStatus};
+use super::{NodeReport, Source, SourceError, SourceStatus};
 pub use access::AccessError;
 use access::Server;
 use announce::Announcer;
@@ -51,7 +51,7 @@ async fn follow(server: Server, node: &str, timing: Timing, mut jitter: Jitter) 
     let server = Arc::new(server);
     let (updates, received) = mpsc::channel::<Update>(QUEUE);
     let (states, state) = watch::channel(Arc::default());
-    let empty = SourceStatus { kind: "kubernetes", connected: false, errors: Vec::new(), last_change: None, objects: 0 };
+    let empty = SourceStatus { kind: "kubernetes", connected: false, complete: false, errors: Vec::new(), last_change: None, objects: 0 };
     let (statuses, status) = watch::channel(empty);
     let (own, found) = watch::channel(None);
     let (announcement, wanted) = watch::channel(None);
@@ -78,7 +78,9 @@ async fn follow(server: Server, node: &str, timing: Timing, mut jitter: Jitter) 
     tasks.spawn(announcer.run());
     tasks.spawn(collector.run(received));
     let task = tokio::spawn(async move { while tasks.join_next().await.is_some() {} });
-    let source = Source { state, status, announcement: Some(announcement), task };
+    // Its own Node is the API server's to describe, but for the announcement.
+    let (report, _) = watch::channel(NodeReport::default());
+    let source = Source { state, status, announcement: Some(announcement), tenure: None, report, task };
     completed.await.map_err(|_| SourceError::Ended)?;
     Ok(source)
 }
