@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use podgate::config::SourceConfig;
+use podgate::config::{Config, HostFacts, SourceConfig};
 use podgate::lab::manifest::{self, EndpointSpec, SERVICE_PORT, ServiceSpec, TrafficPolicy};
 use podgate::lab::program::client;
 use podgate::lab::{Dual, Lab, LabError, Machine, Node, NodeSettings, wait_until};
 use podgate::netlink::Family;
-use podgate::source;
+use podgate::source::{self, NodeReport};
 use podgate_apiserver::{ApiServer, Rule, Use};
 use podgate_testbed::need::program;
 use podgate_testbed::tool::{Ended, Running};
@@ -288,7 +288,7 @@ fn over_tls(bed: &Bed) -> Outcome {
     let ((trusted, acceptor), (stranger, _)) = (authority(ip)?, authority(ip)?);
     let token = directory.join("token");
     fs::write(&token, "first\n")?;
-    let configured = |name: &str, authority: &str| -> Try<SourceConfig> {
+    let configured = |name: &str, authority: &str| -> Try<Config> {
         let (file, path) = (directory.join(format!("{name}.pem")), directory.join(format!("{name}.kubeconfig")));
         fs::write(&file, authority)?;
         let text = format!(
@@ -298,7 +298,10 @@ fn over_tls(bed: &Bed) -> Outcome {
             token.display()
         );
         fs::write(&path, text)?;
-        Ok(SourceConfig::Kubernetes { server: Some(format!("https://{address}")), kubeconfig: Some(path) })
+        let text = "node: n1\nunderlay: {address: 192.0.2.1}\nsource: {directory: /}\n";
+        let config = Config::parse("podgate.yaml".as_ref(), text, &HostFacts::read())?;
+        let source = SourceConfig::Kubernetes { server: Some(format!("https://{address}")), kubeconfig: Some(path) };
+        Ok(Config { source, ..config })
     };
     let (right, wrong) = (configured("right", &trusted)?, configured("wrong", &stranger)?);
     let server = ApiServer::default();
@@ -310,9 +313,9 @@ fn over_tls(bed: &Bed) -> Outcome {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
         let serving = server.clone();
         tokio::spawn(async move { serving.serve(Tls { listener, acceptor }).await });
-        let refused = tokio::time::timeout(Duration::from_secs(2), source::start(&wrong, "n1")).await;
+        let refused = tokio::time::timeout(Duration::from_secs(2), source::start(&wrong, NodeReport::default())).await;
         assert!(refused.is_err() && server.used().is_empty(), "a server with a stranger's certificate was believed");
-        let started = tokio::time::timeout(Duration::from_secs(10), source::start(&right, "n1")).await;
+        let started = tokio::time::timeout(Duration::from_secs(10), source::start(&right, NodeReport::default())).await;
         let mut source = started.map_err(|_| "not within 10 s over TLS")?.map_err(|error| error.to_string())?;
         assert!(source.status.borrow().connected);
         // Another token from now on; the old one is nobody's, and every watch has to begin anew.
@@ -363,7 +366,7 @@ impl Stand<'_> {
         self.wait("the services as they are declared", patience, |node| {
             let listed = node.podgate(&["services", "-o", "json"])?;
             let has = |name: &&str| listed.contains(&format!("default/{name}:"));
-            Ok(there.iter().all(|name| has(name)) && !gone.iter().any(|name| has(name)))
+            Ok(there.iter().all(&has) && !gone.iter().any(has))
         })
     }
 

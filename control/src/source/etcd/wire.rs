@@ -141,6 +141,7 @@ impl Compare {
 /// `RequestOp`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::enum_variant_names, reason = "the names that etcd has for them")]
 pub enum Op {
     /// Write.
     RequestPut(PutRequest),

@@ -1,6 +1,6 @@
 //! The Kubernetes API server as a source.
 //!
-//! Each kind has a [`reflector`] that lists and watches it; the [`collector`] makes one state of what they tell; the [`announce`]r keeps this
+//! Each kind has a `reflector` that lists and watches it; the `collector` makes one state of what they tell; the `announce`r keeps this
 //! node's own announcement on its Node. Nothing is published before every kind has been listed once: half a cluster would look like one
 //! whose other half has been removed.
 //!
