@@ -215,7 +215,8 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     daemon.log_changes();
     daemon.follow_source();
     daemon.serve_udp_ports();
-    daemon.note_changes(&Known::of(&daemon.inner.borrow()));
+    let known = Known::of(&daemon.inner.borrow());
+    daemon.note_changes(&known);
     daemon.serve_health_checks().await;
     daemon.upkeep().await;
     daemon.relay_dhcp()?;
