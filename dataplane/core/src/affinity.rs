@@ -413,9 +413,8 @@ fn settle(bucket: &Bucket, way: usize, placed: Ctrl, key: Key) -> Remembered {
         Remembered::Raced
     };
     for other in (0..WAYS).filter(|other| *other != way && bucket.tag[*other].load(Ordering::Relaxed) == key.tag) {
-        loop {
-            // `None`: it changed hands after our fence, so whoever has it now places its entry later still, and will see this one.
-            let Some((ctrl, tag, service, _)) = read(bucket, other) else { break };
+        // `None`: it changed hands after our fence, so whoever has it now places its entry later still, and will see this one.
+        while let Some((ctrl, tag, service, _)) = read(bucket, other) {
             if (tag, service) != (key.tag, key.service) {
                 break;
             }

@@ -186,7 +186,7 @@ proptest! {
             return Ok(());
         };
         let total: u64 = weights.iter().map(|w| u64::from(*w)).sum();
-        let mut ticket = (hash >> 32) * total >> 32;
+        let mut ticket = ((hash >> 32) * total) >> 32;
         let walked = weights.iter().position(|weight| {
             let here = ticket < u64::from(*weight);
             ticket = ticket.saturating_sub(u64::from(*weight));
