@@ -219,7 +219,7 @@ enum Remembered {
 
 impl<'a> AffinityTable<'a> {
     /// A table on `buckets` (see [`buckets_for`]), all zero or filled by a table with this `key`. Memory that another process filled wants
-    /// [`AffinityTable::recover`] first. Without a bucket nobody is remembered.
+    /// `recover` first. Without a bucket nobody is remembered.
     ///
     /// # Panics
     ///

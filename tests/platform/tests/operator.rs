@@ -57,7 +57,7 @@ fn install_cni(bed: &Bed) -> Outcome {
     let list: Value = serde_json::from_slice(&fs::read(conf.join("10-podgate.conflist"))?)?;
     let mut config = list["plugins"][0].clone();
     (config["name"], config["cniVersion"]) = (list["name"].clone(), list["cniVersion"].clone());
-    let runtime = Plugin::new(bin.join("podgate-cni"), &[bin.clone()], node.machine().netns())?;
+    let runtime = Plugin::new(bin.join("podgate-cni"), std::slice::from_ref(&bin), node.machine().netns())?;
     let container = Container::new(&lab.directory().join("containers"), "installed")?;
     let result = runtime.call(Verb::Add, &container.target("eth0"), &config)?.success()?;
     assert_eq!((&result["cniVersion"], &result["interfaces"][1]["name"]), (&Value::from("1.0.0"), &Value::from("eth0")), "{result}");

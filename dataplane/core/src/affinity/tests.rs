@@ -1,5 +1,4 @@
 //! Rows, a map as the oracle, a flood, a crash half way, and four threads at once.
-#![expect(clippy::disallowed_methods, reason = "threads that meet the same clients")]
 
 use std::collections::{BTreeMap, HashSet};
 
