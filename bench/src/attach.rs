@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use podgate::lab::node::NodeSettings;
-use podgate::lab::sandbox::{self, Entered};
 use podgate::lab::{Lab, Machine, Sandbox};
 use podgate_testbed::cni::{Container, Plugin, Target, Verb, network};
 use podgate_testbed::need::{plugin, plugin_directories};
@@ -94,21 +93,7 @@ struct Stand {
 
 /// Runs the benchmark. Must be called while the process has one thread only.
 pub fn main(options: &Options) -> ExitCode {
-    let sandbox = match sandbox::enter() {
-        Ok(Entered::Inside(sandbox)) => sandbox,
-        Ok(Entered::Outside(code)) => return code,
-        Err(error) => {
-            eprintln!("podgate-bench: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match run(options, &sandbox) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("podgate-bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::in_a_sandbox(|sandbox| run(options, sandbox))
 }
 
 fn run(options: &Options, sandbox: &Sandbox) -> anyhow::Result<()> {

@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use podgate::lab::Sandbox;
-use podgate::lab::sandbox::{self, Entered};
 
 use report::Report;
 use stream::Sample;
@@ -82,21 +81,7 @@ fn peer_names() -> clap::builder::PossibleValuesParser {
 
 /// Runs the benchmarks. Must be called while the process has one thread only.
 pub fn main(options: &Options) -> ExitCode {
-    let sandbox = match sandbox::enter() {
-        Ok(Entered::Inside(sandbox)) => sandbox,
-        Ok(Entered::Outside(code)) => return code,
-        Err(error) => {
-            eprintln!("podgate-bench: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match run(options, &sandbox) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("podgate-bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::in_a_sandbox(|sandbox| run(options, sandbox))
 }
 
 fn run(options: &Options, sandbox: &Sandbox) -> anyhow::Result<()> {

@@ -9,3 +9,27 @@ pub mod cpu_time;
 pub mod e2e;
 pub mod limits;
 pub mod world;
+
+use std::process::ExitCode;
+
+use podgate::lab::Sandbox;
+use podgate::lab::sandbox::{self, Entered};
+
+/// Runs `work` in a sandbox that leaves nothing behind, and says what failed. Must be called while the process has one thread only.
+pub(crate) fn in_a_sandbox(work: impl FnOnce(&Sandbox) -> anyhow::Result<()>) -> ExitCode {
+    let sandbox = match sandbox::enter() {
+        Ok(Entered::Inside(sandbox)) => sandbox,
+        Ok(Entered::Outside(code)) => return code,
+        Err(error) => {
+            eprintln!("podgate-bench: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match work(&sandbox) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("podgate-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -11,7 +11,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use podgate::lab::sandbox::{self, Entered};
 use podgate::lab::{Lab, Pod, Sandbox};
 use serde_json::{Value, json};
 
@@ -72,21 +71,7 @@ const OFFERED: f64 = 1.3;
 
 /// Runs the measurements. Must be called while the process has one thread only.
 pub fn main(options: &Options) -> ExitCode {
-    let sandbox = match sandbox::enter() {
-        Ok(Entered::Inside(sandbox)) => sandbox,
-        Ok(Entered::Outside(code)) => return code,
-        Err(error) => {
-            eprintln!("podgate-bench: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match run(options, &sandbox) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("podgate-bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::in_a_sandbox(|sandbox| run(options, sandbox))
 }
 
 fn run(options: &Options, sandbox: &Sandbox) -> anyhow::Result<()> {

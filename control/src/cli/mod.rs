@@ -106,7 +106,6 @@ pub enum Command {
     Peers(Output),
     /// List who owns which address, check it, release leaks
     #[command(
-        args_conflicts_with_subcommands = true,
         after_help = "Examples:\n  podgate ipam -o wide          # with the ranges, and how much of each is in use\n  podgate ipam check --fix\n  podgate ipam release default/web-0"
     )]
     Ipam(addresses::Ipam),
@@ -280,6 +279,12 @@ pub fn explain(error: &anyhow::Error) -> String {
 
 /// What is wrong between the words of a command, each of which is right by itself.
 fn mistake(command: &Command) -> Option<String> {
+    if let Command::Ipam(words) = command
+        && words.command.is_some()
+        && words.output.format != Format::Table
+    {
+        return Some("an output format in front of a subcommand cannot be used with it: write `podgate ipam check -o json`".into());
+    }
     let Command::Trace { from, to, protocol, .. } = command else { return None };
     if from.0.is_ipv4() != to.0.is_ipv4() {
         return Some(format!("--from {} and --to {} are of different families: no packet has both", from.0, to.0));
@@ -434,6 +439,14 @@ mod tests {
         assert!(mistaken("trace --from 10.0.0.1 --to 10.0.0.2").contains("as in --to 10.0.0.2:80"));
         assert!(mistaken("trace --from 10.0.0.1 --to [fd00::1]:80").contains("different families"));
         assert!(mistaken("trace --from 10.0.0.1 --to 10.0.0.2:8 --protocol icmp").contains("no ports"));
+    }
+
+    #[test]
+    fn the_socket_may_be_named_in_front_of_a_subcommand_and_a_format_may_not() {
+        let mistaken = |words: &str| mistake(&command(words)).unwrap_or_default();
+        assert_eq!(mistaken("ipam --socket /run/other.sock release 10.32.0.5"), "");
+        assert_eq!(mistaken("ipam check -o json"), "");
+        assert!(mistaken("ipam -o json check").contains("ipam check -o json"));
     }
 
     #[test]

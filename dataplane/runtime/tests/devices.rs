@@ -7,6 +7,7 @@ use std::io::{IoSlice, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podgate_core::packet::{Checksum, Gso, Ingress, Offload, Packet};
@@ -49,6 +50,7 @@ fn side(number: u8) -> Result<Side, Box<dyn std::error::Error>> {
         add_v6(v6, index);
     })?;
     tun.bring_up()?;
+    netns.run(|| wait_usable(v6))?;
     Ok(Side { netns, tun, v4, v6: v6.into() })
 }
 
@@ -59,6 +61,15 @@ fn add_v6(address: Ipv6Addr, index: i32) {
     // SAFETY: the kernel reads one in6_ifreq from a live value.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR as _, &raw const request) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// The kernel makes an address usable by a work item of its own (`addrconf_dad_work` in net/ipv6/addrconf.c), a moment after it was added.
+fn wait_usable(address: Ipv6Addr) {
+    let start = Instant::now();
+    while let Err(error) = std::net::UdpSocket::bind((address, 0)) {
+        assert!(start.elapsed() < Duration::from_secs(5), "{address}: {error}");
+        thread::yield_now();
+    }
 }
 
 fn two_sides() -> Option<(Side, Side)> {
