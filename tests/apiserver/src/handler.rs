@@ -128,6 +128,10 @@ impl Asked {
     fn dry_run(&self) -> bool {
         self.query.contains_key("dryRun")
     }
+
+    fn field_manager(&self) -> &str {
+        self.query.get("fieldManager").map_or("", String::as_str)
+    }
 }
 
 fn refused(which: u64) -> Refusal {
@@ -277,8 +281,15 @@ fn patched(shared: &Arc<Shared>, target: &Target, asked: &Asked, content_type: &
     let given = parsed(body)?;
     let kind = content_type.split(';').next().unwrap_or_default().trim();
     let plural = target.resource.plural;
-    if kind == "application/apply-patch+yaml" && shared.store.find(target.resource, &target.namespace, name).is_none() {
-        return create(shared, target, asked, body).map(|object| (201, object));
+    let apply = kind == "application/apply-patch+yaml";
+    let owner = |object: &Value| (object["metadata"]["uid"].as_str().unwrap_or_default().to_owned(), asked.field_manager().to_owned());
+    let remember = |object: &Value| {
+        if apply && !asked.dry_run() {
+            lock(&shared.applied).insert(owner(object), given.clone());
+        }
+    };
+    if apply && shared.store.find(target.resource, &target.namespace, name).is_none() {
+        return create(shared, target, asked, body).inspect(|object| remember(object)).map(|object| (201, object));
     }
     let make = |known: &Value| {
         let mut object = known.clone();
@@ -289,8 +300,13 @@ fn patched(shared: &Arc<Shared>, target: &Target, asked: &Asked, content_type: &
         match kind {
             "application/merge-patch+json" => patch::merge(&mut object, &given),
             "application/strategic-merge-patch+json" => patch::strategic(plural, &mut object, &given),
-            // Who applies a part owns that part: without others' marks it is laid over what is there.
-            "application/apply-patch+yaml" => patch::strategic(plural, &mut object, &given),
+            // Who applies a part owns that part: it is laid over what is there, less what the same manager applied before.
+            "application/apply-patch+yaml" => {
+                if let Some(last) = lock(&shared.applied).get(&owner(known)) {
+                    patch::withdraw(plural, &mut object, last, &given);
+                }
+                patch::strategic(plural, &mut object, &given);
+            }
             other => return Err(Refusal::new(415, "UnsupportedMediaType", format!("patches of type {other} are not understood"))),
         }
         Ok(kept_apart(target, known, object))
@@ -299,7 +315,7 @@ fn patched(shared: &Arc<Shared>, target: &Target, asked: &Asked, content_type: &
         let known = shared.store.find(target.resource, &target.namespace, name).ok_or_else(|| Refusal::not_found(target.resource, name))?;
         return Ok((200, Arc::new(make(&known)?)));
     }
-    shared.store.update(target.resource, &target.namespace, name, make).map(|object| (200, object))
+    shared.store.update(target.resource, &target.namespace, name, make).inspect(|object| remember(object)).map(|object| (200, object))
 }
 
 fn delete(shared: &Arc<Shared>, target: &Target, asked: &Asked) -> Result<Response<Body>, Refusal> {

@@ -22,7 +22,7 @@ mod status;
 mod store;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -46,6 +46,8 @@ pub struct ApiServer {
 
 struct Shared {
     store: Store,
+    /// What each manager applied last, by the object's UID and the manager's name.
+    applied: Mutex<HashMap<(String, String), serde_json::Value>>,
     access: Mutex<access::Access>,
     dice: Mutex<Dice>,
     /// Whether it answers at all.
@@ -66,6 +68,7 @@ impl ApiServer {
     pub fn new(faults: Faults) -> ApiServer {
         let shared = Shared {
             store: Store::new(),
+            applied: Mutex::default(),
             access: Mutex::default(),
             dice: Mutex::new(Dice::new(faults)),
             outage: tokio::sync::watch::Sender::new(false),

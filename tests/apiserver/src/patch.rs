@@ -1,4 +1,5 @@
-//! Patches: JSON merge patch (RFC 7396) and strategic merge patch (`sig-api-machinery/strategic-merge-patch.md` in kubernetes/community).
+//! Patches: JSON merge patch (RFC 7396), strategic merge patch (`sig-api-machinery/strategic-merge-patch.md` in kubernetes/community), and what
+//! server-side apply takes away.
 
 use serde_json::{Map, Value};
 
@@ -33,6 +34,31 @@ fn merge_key(plural: &str, path: &[&str]) -> Option<MergeKey> {
         ("services", ["spec", "ports"]) => Some(MergeKey::Field("port")),
         ("nodes", ["status", "addresses" | "conditions"]) => Some(MergeKey::Field("type")),
         _ => None,
+    }
+}
+
+/// Takes out of `target` what its manager applied before (`last`) and no longer does (`now`). Fields that others own are none of it, for they
+/// were not applied by this one; that two may own one field is not told apart.
+pub(crate) fn withdraw(plural: &str, target: &mut Value, last: &Value, now: &Value) {
+    withdraw_at(plural, &mut Vec::new(), target, last, now);
+}
+
+fn withdraw_at<'p>(plural: &str, path: &mut Vec<&'p str>, target: &mut Value, last: &'p Value, now: &Value) {
+    let (Value::Object(target), Value::Object(last)) = (target, last) else { return };
+    for (key, before) in last {
+        let (Some(place), Some(now)) = (target.get_mut(key), now.get(key)) else {
+            target.remove(key);
+            continue;
+        };
+        path.push(key);
+        match (place, before, merge_key(plural, path)) {
+            (Value::Array(list), Value::Array(before), Some(by)) => {
+                let still = |element: &Value| now.as_array().is_some_and(|now| now.iter().any(|kept| same(&by, kept, element)));
+                list.retain(|element| !before.iter().any(|known| same(&by, known, element)) || still(element));
+            }
+            (place, before, _) => withdraw_at(plural, path, place, before, now),
+        }
+        path.pop();
     }
 }
 
@@ -158,6 +184,15 @@ mod tests {
         }});
         let expected = json!({"spec": {"ports": [{"port": 82}, {"port": 80, "name": "a", "targetPort": 8080}]}});
         assert_eq!(strategic_of("services", target, patch), expected);
+    }
+
+    #[test]
+    fn what_is_applied_no_more_goes_and_what_others_set_stays() {
+        let mut target = json!({"metadata": {"labels": {"mine": "1", "theirs": "2"}}, "spec": {"type": "NodePort", "ports": [{"port": 80}, {"port": 81}, {"port": 82}]}});
+        let last = json!({"metadata": {"labels": {"mine": "1"}}, "spec": {"type": "NodePort", "ports": [{"port": 80}, {"port": 81}]}});
+        let now = json!({"metadata": {"labels": {}}, "spec": {"ports": [{"port": 81}]}});
+        withdraw("services", &mut target, &last, &now);
+        assert_eq!(target, json!({"metadata": {"labels": {"theirs": "2"}}, "spec": {"ports": [{"port": 81}, {"port": 82}]}}));
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::source::Announced;
 /// Not more often than this: two gateways under one name must not load the server with their quarrel.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// What was written and is not seen for so long is written again: the Node may have been made anew before anybody saw the old one with it.
+const UNSEEN: Duration = Duration::from_secs(30);
+
 /// Keeps the announcement as it is wanted.
 pub(super) struct Announcer {
     pub server: Arc<Server>,
@@ -36,30 +39,41 @@ pub(super) struct Announcer {
 impl Announcer {
     /// Works until nobody wants or finds anything any more.
     pub async fn run(mut self) {
+        let mut failed = false;
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             let found = self.found.borrow_and_update().clone();
-            // Without a Node there is nothing to write on: the compiler warns of that.
-            if let (Some(wanted), Some(found)) = (wanted, found)
-                && [&wanted[0].1, &wanted[1].1].map(|text| Some(text.as_str())) != [found[0].as_deref(), found[1].as_deref()]
-            {
-                let patched = self.patch(&wanted).await;
-                let failed = patched.is_err();
-                if self.updates.send(Update::Announced(patched)).await.is_err() {
+            let (mut outcome, mut unseen) = (None, false);
+            match (wanted, found) {
+                (Some(wanted), Some(found))
+                    if [&wanted[0].1, &wanted[1].1].map(|text| Some(text.as_str())) != [found[0].as_deref(), found[1].as_deref()] =>
+                {
+                    let patched = self.patch(&wanted).await;
+                    if patched.is_ok() {
+                        tracing::info!(underlay = wanted[0].1, overlay = wanted[1].1, "announced on Node {}", self.node);
+                    }
+                    (outcome, unseen) = (Some(patched), true);
+                }
+                // It stands, though the last answer may have said otherwise; or there is no Node to write on, of which the compiler warns.
+                _ if failed => outcome = Some(Ok(())),
+                _ => {}
+            }
+            if let Some(outcome) = outcome {
+                failed = outcome.is_err();
+                if self.updates.send(Update::Announced(outcome)).await.is_err() {
                     return;
                 }
                 if failed {
                     self.backoff.wait().await;
                     continue;
                 }
-                tracing::info!(underlay = wanted[0].1, overlay = wanted[1].1, "announced on Node {}", self.node);
                 self.backoff.reset();
                 tokio::time::sleep(PAUSE).await;
-                // The watch tells what became of it; until it does, what is found is what was there before.
             }
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
                 changed = self.found.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(UNSEEN), if unseen => {}
             }
         }
     }
