@@ -658,6 +658,7 @@ fn routing_plan(config: &Config, inner: &Inner) -> RoutingPlan {
         service_cidrs: config.service_cidrs.clone(),
         vips: vips.into_iter().collect(),
         node_ports: config.node_ports.clone(),
+        health_check_ports: inner.compiled.health_checks().iter().map(|check| check.port).collect(),
         masquerade: config.masquerade.clone().unwrap_or_default(),
         host_ports,
         pod_mtu: mtu,

@@ -83,6 +83,8 @@ pub struct RoutingPlan {
     pub vips: Vec<IpAddr>,
     /// NodePorts.
     pub node_ports: RangeInclusive<u16>,
+    /// TCP ports of the node's own among them, where it answers load balancers' health checks.
+    pub health_check_ports: BTreeSet<u16>,
     /// Source ports of masqueraded traffic; none where it is switched off.
     pub masquerade: Vec<RangeInclusive<u16>>,
     /// Single ports on the node's addresses that are ours.
@@ -211,7 +213,8 @@ fn port_rules(plan: &RoutingPlan, family: Family) -> Vec<RuleSpec> {
     };
     for protocol in [TCP, UDP] {
         for address in &plan.node_port_addresses {
-            add(PREF_NODE_PORTS, address, protocol, &plan.node_ports);
+            let own = plan.health_check_ports.iter().filter(|_| protocol == TCP);
+            without(&plan.node_ports, own).for_each(|ports| add(PREF_NODE_PORTS, address, protocol, &ports));
         }
         for address in &plan.node_addresses {
             plan.masquerade.iter().for_each(|ports| add(PREF_MASQUERADE, address, protocol, ports));
@@ -222,6 +225,18 @@ fn port_rules(plan: &RoutingPlan, family: Family) -> Vec<RuleSpec> {
         add(PREF_HOST_PORTS, address, *protocol, &(*port..=*port));
     }
     rules
+}
+
+/// `ports` in parts that leave `gaps` out. A socket of the node on a port that leads into the gateway would get no further than the handshake's
+/// second packet: early demux finds the half-open connection, and what has a socket is not forwarded (`net/ipv4/ip_forward.c`).
+fn without<'a>(ports: &RangeInclusive<u16>, gaps: impl Iterator<Item = &'a u16>) -> impl Iterator<Item = RangeInclusive<u16>> {
+    let (mut start, end) = (u32::from(*ports.start()), u32::from(*ports.end()));
+    let bounds: Vec<u32> = gaps.filter(|gap| ports.contains(gap)).map(|gap| u32::from(*gap)).chain([end + 1]).collect();
+    bounds.into_iter().filter_map(move |gap| {
+        let part = (start < gap).then(|| start as u16..=(gap - 1) as u16);
+        start = gap + 1;
+        part
+    })
 }
 
 /// The network of this one address.

@@ -26,6 +26,7 @@ fn plan() -> RoutingPlan {
         service_cidrs: networks(&["10.96.0.0/16", "fd00:96::/112"]),
         vips: ips(&["198.51.100.7"]),
         node_ports: 30_000..=32_767,
+        health_check_ports: BTreeSet::new(),
         masquerade: vec![61_000..=65_535],
         host_ports: vec![HostPort { address: "192.0.2.1".parse().unwrap(), protocol: 6, port: 80 }],
         pod_mtu: 1450,
@@ -68,6 +69,25 @@ fn the_nodes_rules_are_those_of_the_design() {
             "IPv6 route unreachable fd00:77::/32 metric 9999 table 233",
             "IPv6 route fd00:96::/112 dev podgate src 2001:db8::1 metric 1024 mtu 1450 table 233",
             "IPv6 route unreachable fd00:96::/112 metric 9999 table 233",
+        ]
+    );
+}
+
+#[test]
+fn health_check_ports_are_left_to_the_node() {
+    let plan = RoutingPlan {
+        health_check_ports: BTreeSet::from([30_000, 31_000, 31_001, 40_000]),
+        masquerade: Vec::new(),
+        host_ports: Vec::new(),
+        ..plan()
+    };
+    let rules: Vec<String> = shown(&desired(&plan, Side::Node).rules, Family::V6).into_iter().filter(|rule| rule.contains("dport")).collect();
+    assert_eq!(
+        rules,
+        [
+            "pref 10 to 2001:db8::1/128 ipproto tcp dport 30001-30999 lookup 232",
+            "pref 10 to 2001:db8::1/128 ipproto tcp dport 31002-32767 lookup 232",
+            "pref 10 to 2001:db8::1/128 ipproto udp dport 30000-32767 lookup 232",
         ]
     );
 }

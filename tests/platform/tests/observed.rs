@@ -91,6 +91,10 @@ fn remove_everywhere(lab: &Lab) -> Outcome {
     for node in lab.nodes() {
         node.remove_manifest("lb.yaml")?;
     }
+    for node in lab.nodes() {
+        let known = || -> Result<String, LabError> { Ok(node.query(&["services"])?.to_string()) };
+        wait_until(PATIENCE, || "the service to go".into(), || known().map(|all| all.contains("default/lb").then_some(all)))?;
+    }
     Ok(())
 }
 
