@@ -1,8 +1,9 @@
 //! From the cluster's objects to a snapshot for this node: pure, and no dearer than what changed.
 //!
-//! [`compile`] takes the previous result and compares: a service whose object and slices are the same keeps its service ports and
-//! touches no shard; peers and routes are built anew only if nodes changed. A fresh compile of the same state gives the same tables,
-//! which is what its property test holds it to.
+//! [`compile`] takes the previous result and compares: states share what did not change, and what they share is not even looked at. A service
+//! whose object and slices are the same keeps its service ports and touches no shard; peers and routes are built anew only if nodes changed,
+//! warnings only if something that is warned of did. A fresh compile of the same state gives the same tables, which is what its property
+//! test holds it to.
 //!
 //! What it decides is what kube-proxy's users rely on; each file names the upstream files that define it. `endpoints` chooses endpoints,
 //! `service` makes frontends, `node` makes peers and routes, [`view`] tells operators of it.
@@ -16,14 +17,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use imbl::{OrdMap, OrdSet};
+use podgate_core::addr::protocol;
+use podgate_core::fib::within;
 use podgate_core::service::{Face, Frontend, FrontendKey, ServiceTable};
 use podgate_core::snapshot::{Generation, Peer, Snapshot};
 use serde::Serialize;
 
+use crate::diff;
 use crate::model::{ClusterState, ObjectName, Protocol};
 use node::Locator;
 pub use node::{Announcements, HostPort, LocalNode, Settings, gateway_address, pod_mtu};
-use service::{CompiledPort, CompiledService, compile_service, host_ports, owner, self_test, self_test_name};
+use service::{CompiledPort, CompiledService, HOST_PORTS, compile_service, host_ports, owner, self_test, self_test_name};
+use view::{HealthCheckView, health_check};
 
 /// A snapshot, what it was made from, and what there is to say about it.
 #[derive(Clone, Debug)]
@@ -33,11 +39,18 @@ pub struct Compiled {
     /// Service ports added, updated and removed since the previous one.
     pub changes: Vec<ServiceChange>,
     /// What is wrong with the objects, or seen and not enforced. Complete each time, not only what is new.
-    pub warnings: Vec<Warning>,
+    pub warnings: Arc<[Warning]>,
+    /// Frontends that the node itself has to lead to the gateway one by one: its own addresses and ports, but for TCP node ports, and VIPs
+    /// outside of the service ranges.
+    pub apart: OrdMap<FrontendKey, Face>,
+    /// Health checks of services that have a port for it, by service.
+    pub health_checks: OrdMap<ObjectName, HealthCheckView>,
     state: Arc<ClusterState>,
     local: Arc<LocalNode>,
     locator: Arc<Locator>,
-    services: BTreeMap<ObjectName, Arc<CompiledService>>,
+    services: OrdMap<ObjectName, Arc<CompiledService>>,
+    /// Services that there is something to warn of.
+    doubtful: OrdSet<ObjectName>,
     /// Frontends that more than one service claims.
     contested: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
     node_warnings: Vec<Warning>,
@@ -115,11 +128,14 @@ impl Compiled {
         Compiled {
             snapshot,
             changes: Vec::new(),
-            warnings: nodes.warnings.clone(),
+            warnings: nodes.warnings.clone().into(),
+            apart: OrdMap::new(),
+            health_checks: OrdMap::new(),
             state,
             local: local.clone(),
             locator: Arc::new(nodes.locator),
-            services: BTreeMap::new(),
+            services: OrdMap::new(),
+            doubtful: OrdSet::new(),
             contested: BTreeMap::new(),
             node_warnings: nodes.warnings,
         }
@@ -151,9 +167,12 @@ pub fn compile(previous: &Compiled, state: &Arc<ClusterState>, local: &Arc<Local
     let changed = compile_services(previous, &mut next);
     let frontends = resolve(previous, &mut next, &changed);
     let services_changed = !frontends.is_empty();
+    set_apart(previous, &mut next, &frontends);
     next.snapshot.services = previous.snapshot.services.with(frontends);
     next.changes = changed.iter().flat_map(|name| service_changes(previous.services.get(name), next.services.get(name))).collect();
-    next.warnings = warnings(&next);
+    if may_warn_otherwise(previous, &next, &changed) {
+        next.warnings = warnings(&next).into();
+    }
     if nodes_changed || pods_changed || services_changed {
         next.snapshot.generation = Generation(previous.snapshot.generation.0 + 1);
     }
@@ -162,7 +181,14 @@ pub fn compile(previous: &Compiled, state: &Arc<ClusterState>, local: &Arc<Local
 
 /// Builds node tables, peers and routes anew if they may differ; whether they do.
 fn compile_nodes(previous: &Compiled, next: &mut Compiled) -> bool {
-    if previous.local == next.local && previous.state.nodes() == next.state.nodes() {
+    let same_nodes = previous.state.nodes().ptr_eq(next.state.nodes()) || previous.state.nodes() == next.state.nodes();
+    // Pods count only where their addresses are in none of the node's ranges.
+    let strays = |local: &LocalNode| -> Vec<_> {
+        let ranges = &previous.snapshot.node.node_pod_cidrs;
+        local.pods.iter().map(|(ip, _)| *ip).filter(|ip| !within(ranges, (*ip).into())).collect()
+    };
+    let same_machine = || previous.local.is_but_for_pods(&next.local) && strays(&previous.local) == strays(&next.local);
+    if same_nodes && (previous.local == next.local || same_machine()) {
         return false;
     }
     let nodes = node::nodes(&next.state, &next.local);
@@ -204,37 +230,78 @@ fn share_prefixes(mut peer: Peer, previous: &[Peer]) -> Peer {
 /// Compiles the services that may differ; the names of those that do.
 fn compile_services(previous: &Compiled, next: &mut Compiled) -> BTreeSet<ObjectName> {
     let (state, local, locator) = (next.state.clone(), next.local.clone(), next.locator.clone());
-    let all = previous.locator != locator || previous.local.settings != local.settings || previous.local.name != local.name;
-    let mut changed = BTreeSet::new();
     let own = self_test_name();
-    // A service of that name would take the place of the gateway's own: it is warned of instead.
-    for (name, service) in state.services().iter().filter(|(name, _)| **name != own) {
-        let before = previous.services.get(name);
-        let slices = state.slices(name);
-        // An `Arc` of an `Eq` type compares by pointer first: an unchanged object costs two comparisons.
-        let same = !all && before.is_some() && previous.state.services().get(name) == Some(service) && previous.state.slices(name) == slices;
-        if same {
+    let mut of_the_node = host_ports(&local, &locator);
+    of_the_node.insert(own.clone(), self_test(&local, &locator));
+    let mut changed = BTreeSet::new();
+    for name in may_differ(previous, &state, &local, &locator) {
+        let before = previous.services.get(&name);
+        // A service of the name of the gateway's own would take its place: it is warned of instead.
+        let object = state.services().get(&name).filter(|_| name != own);
+        let slices = || state.slices(&name).map(|slices| &**slices);
+        let compiled = match (of_the_node.remove(&name), object) {
+            (Some(compiled), _) => Some(compiled),
+            (None, Some(service)) => Some(compile_service(service, slices(), &local, &locator, before.map(|before| &**before))),
+            (None, None) => None,
+        };
+        match object.and_then(|service| health_check(service, slices(), &local.name, &locator)) {
+            Some(check) => drop(next.health_checks.insert(name.clone(), check)),
+            None => drop(next.health_checks.remove(&name)),
+        }
+        if before.map(|before| &**before) == compiled.as_ref() {
             continue;
         }
-        let compiled = compile_service(service, slices.map(|s| &**s), &local, &locator, before.map(|b| &**b));
-        if before.is_none_or(|before| **before != compiled) {
-            changed.insert(name.clone());
-            next.services.insert(name.clone(), Arc::new(compiled));
+        match compiled.as_ref().is_some_and(|compiled| !compiled.warnings.is_empty()) {
+            true => drop(next.doubtful.insert(name.clone())),
+            false => drop(next.doubtful.remove(&name)),
         }
-    }
-    let mut of_the_node = host_ports(&local, &locator);
-    of_the_node.insert(own, self_test(&local, &locator));
-    for name in previous.services.keys().filter(|name| !of_the_node.contains_key(*name) && !state.services().contains_key(*name)) {
-        next.services.remove(name);
-        changed.insert(name.clone());
+        match compiled {
+            Some(compiled) => drop(next.services.insert(name.clone(), Arc::new(compiled))),
+            None => drop(next.services.remove(&name)),
+        }
+        changed.insert(name);
     }
     for (name, compiled) in of_the_node {
         if previous.services.get(&name).is_none_or(|before| **before != compiled) {
-            changed.insert(name.clone());
-            next.services.insert(name, Arc::new(compiled));
+            next.services.insert(name.clone(), Arc::new(compiled));
+            changed.insert(name);
         }
     }
     changed
+}
+
+/// The names of services that need to be looked at: all of them if the rest of the world changed, else those whose own objects did.
+fn may_differ(previous: &Compiled, state: &ClusterState, local: &LocalNode, locator: &Arc<Locator>) -> BTreeSet<ObjectName> {
+    let all = previous.locator != *locator || previous.local.settings != local.settings || previous.local.name != local.name;
+    if all {
+        return state.services().keys().chain(previous.services.keys()).cloned().collect();
+    }
+    let mut names = BTreeSet::new();
+    diff::differing(previous.state.services(), state.services(), |name, _, _| names.extend([name.clone()]));
+    diff::differing(previous.state.all_slices(), state.all_slices(), |name, _, _| names.extend([name.clone()]));
+    names.retain(|name| state.services().contains_key(name) || previous.services.contains_key(name));
+    let host_ports = previous.services.range(ObjectName::new(HOST_PORTS, "")..).map(|(name, _)| name);
+    names.extend(host_ports.take_while(|name| *name.namespace == *HOST_PORTS).cloned());
+    names
+}
+
+/// Keeps [`Compiled::apart`] in step with the table, in which `frontends` are about to change.
+fn set_apart(previous: &Compiled, next: &mut Compiled, frontends: &[(FrontendKey, Option<Frontend>)]) {
+    let node = next.snapshot.node.clone();
+    let is_apart = |key: &FrontendKey, face: Face| match face {
+        Face::NodePort => key.protocol == protocol::UDP,
+        _ => node.owns(key.addr) || !within(&node.service_cidrs, key.addr) && !within(&node.cluster_pod_cidrs, key.addr),
+    };
+    if !Arc::ptr_eq(&previous.snapshot.node, &node) {
+        let kept = previous.snapshot.services.iter().filter(|(key, frontend)| is_apart(key, frontend.face));
+        next.apart = kept.map(|(key, frontend)| (*key, frontend.face)).collect();
+    }
+    for (key, frontend) in frontends {
+        match frontend.as_ref().filter(|frontend| is_apart(key, frontend.face)) {
+            Some(frontend) => drop(next.apart.insert(*key, frontend.face)),
+            None => drop(next.apart.remove(key)),
+        }
+    }
 }
 
 /// What must change in the table because the services named in `changed` did. A frontend that several services claim goes to the one
@@ -314,9 +381,25 @@ fn dialled(key: &FrontendKey, protocol: Protocol) -> String {
     format!("{}/{protocol}", std::net::SocketAddr::new(key.addr.ip(), key.port))
 }
 
+/// Whether [`warnings`] could come out otherwise than before.
+fn may_warn_otherwise(previous: &Compiled, next: &Compiled, changed: &BTreeSet<ObjectName>) -> bool {
+    let (before, now) = (&previous.state, &next.state);
+    let doubtful = |name| previous.doubtful.contains(name) || next.doubtful.contains(name);
+    let own = self_test_name();
+    previous.node_warnings != next.node_warnings
+        || changed.iter().any(doubtful)
+        // Who wins a contested address may change with any of the claimants.
+        || !(previous.contested.is_empty() && next.contested.is_empty())
+        || previous.local.settings.service_cidrs != next.local.settings.service_cidrs
+        || before.services().contains_key(&own) != now.services().contains_key(&own)
+        || !before.service_cidrs().ptr_eq(now.service_cidrs())
+        || !before.unenforced().ptr_eq(now.unenforced())
+        || !before.orphan_slices().ptr_eq(now.orphan_slices())
+}
+
 fn warnings(next: &Compiled) -> Vec<Warning> {
     let mut warnings = next.node_warnings.clone();
-    warnings.extend(next.services.values().flat_map(|s| s.warnings.iter().cloned()));
+    warnings.extend(next.doubtful.iter().filter_map(|name| next.services.get(name)).flat_map(|s| s.warnings.iter().cloned()));
     if next.state.services().contains_key(&self_test_name()) {
         let message = "this name is the gateway's own, for its self-test; the object is not served: give it another name";
         warnings.push(Warning::new(format!("Service {}", self_test_name()), message));

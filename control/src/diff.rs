@@ -1,7 +1,6 @@
 //! What changed, object by object, and with which generation of the tables: `podgate diff`, and what `podgate status` says is pending.
 //!
-//! Two states are walked side by side; an object that neither changed nor moved costs one comparison of pointers. What is remembered is
-//! text, bounded in generations and in changes ([`History`]), so that it costs no more in a large cluster than in a small one.
+//! Two states are walked side by side where they are not one and the same. What is remembered is text, bounded in generations and in changes ([`History`]), so that it costs no more in a large cluster than in a small one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -9,6 +8,8 @@ use std::iter::Peekable;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use podgate_core::fib::Pod;
 use serde::Serialize;
 
@@ -71,10 +72,10 @@ pub struct Inputs<'a> {
 pub fn changes(before: Inputs<'_>, after: Inputs<'_>) -> Vec<Change> {
     let mut changes = Vec::new();
     if !std::ptr::eq(before.state, after.state) {
-        side_by_side(before.state.nodes(), after.state.nodes(), |name, before, after| {
+        differing(before.state.nodes(), after.state.nodes(), |name, before, after| {
             changes.push(change("Node", name.to_string(), before.map(|n| of_node(n)), after.map(|n| of_node(n))));
         });
-        side_by_side(before.state.services(), after.state.services(), |name, before, after| {
+        differing(before.state.services(), after.state.services(), |name, before, after| {
             changes.push(change("Service", name.to_string(), before.map(|s| of_service(s)), after.map(|s| of_service(s))));
         });
         each_slice(before.state, after.state, |before, after| {
@@ -98,13 +99,24 @@ pub fn changes(before: Inputs<'_>, after: Inputs<'_>) -> Vec<Change> {
 /// Every slice that differs, before and after. One that changes its service goes there and comes here.
 pub fn each_slice(before: &ClusterState, after: &ClusterState, mut each: impl FnMut(Option<&EndpointSlice>, Option<&EndpointSlice>)) {
     let none = BTreeMap::new();
-    side_by_side(before.all_slices(), after.all_slices(), |_, before, after| {
+    differing(before.all_slices(), after.all_slices(), |_, before, after| {
         let (before, after) = (before.map_or(&none, |slices| &**slices), after.map_or(&none, |slices| &**slices));
         side_by_side(before, after, |_, before, after| each(before.map(|s| &**s), after.map(|s| &**s)));
     });
 }
 
-/// Calls `differs` for each key whose values differ, in order.
+/// Calls `differs` for each key whose values differ, in order. What the maps share is not looked at.
+pub fn differing<K: Ord, V: PartialEq>(before: &OrdMap<K, V>, after: &OrdMap<K, V>, mut differs: impl FnMut(&K, Option<&V>, Option<&V>)) {
+    for item in before.diff(after) {
+        match item {
+            DiffItem::Add(key, is) => differs(key, None, Some(is)),
+            DiffItem::Update { old: (key, was), new: (_, is) } => differs(key, Some(was), Some(is)),
+            DiffItem::Remove(key, was) => differs(key, Some(was), None),
+        }
+    }
+}
+
+/// The same of maps that share nothing.
 fn side_by_side<K: Ord, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>, mut differs: impl FnMut(&K, Option<&V>, Option<&V>)) {
     let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
     loop {

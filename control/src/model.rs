@@ -17,6 +17,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::{OrdMap, OrdSet};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1 as core_v1;
 use k8s_openapi::api::discovery::v1 as discovery_v1;
@@ -178,17 +179,20 @@ impl Object {
 /// The slices of one service, by their names.
 pub type Slices = BTreeMap<Arc<str>, Arc<EndpointSlice>>;
 
-/// Every object that matters, as of one moment.
+/// Every object that matters, as of one moment. A clone shares everything, and two states that came from one another are compared at the cost
+/// of what they do not share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterState {
-    nodes: BTreeMap<Arc<str>, Arc<Node>>,
-    services: BTreeMap<ObjectName, Arc<Service>>,
+    nodes: OrdMap<Arc<str>, Arc<Node>>,
+    services: OrdMap<ObjectName, Arc<Service>>,
     /// By the service they belong to, then by their own name.
-    slices: BTreeMap<ObjectName, Arc<Slices>>,
-    /// Which service a slice belongs to (none: no label).
-    slice_service: BTreeMap<ObjectName, Option<ObjectName>>,
-    service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
-    unenforced: BTreeMap<ObjectKey, ()>,
+    slices: OrdMap<ObjectName, Arc<Slices>>,
+    /// Which service a slice belongs to.
+    slice_service: OrdMap<ObjectName, ObjectName>,
+    /// Slices without the label that says so.
+    orphans: OrdSet<ObjectName>,
+    service_cidrs: OrdMap<Arc<str>, Arc<ServiceCidr>>,
+    unenforced: OrdSet<ObjectKey>,
 }
 
 impl ClusterState {
@@ -198,7 +202,16 @@ impl ClusterState {
             Object::Node(node) => keep_or_insert(&mut self.nodes, node.name.clone(), node),
             Object::Service(service) => keep_or_insert(&mut self.services, service.name.clone(), service),
             Object::EndpointSlice(slice) => {
-                let before = self.slice_service.insert(slice.name.clone(), slice.service.clone()).flatten();
+                let before = match &slice.service {
+                    Some(service) => {
+                        self.orphans.remove(&slice.name);
+                        self.slice_service.insert(slice.name.clone(), service.clone())
+                    }
+                    None => {
+                        self.orphans.insert(slice.name.clone());
+                        self.slice_service.remove(&slice.name)
+                    }
+                };
                 if before != slice.service
                     && let Some(before) = before
                 {
@@ -213,7 +226,7 @@ impl ClusterState {
             }
             Object::ServiceCidr(cidr) => keep_or_insert(&mut self.service_cidrs, cidr.name.clone(), cidr),
             Object::Unenforced(key) => {
-                self.unenforced.insert(key, ());
+                self.unenforced.insert(key);
             }
         }
     }
@@ -226,10 +239,13 @@ impl ClusterState {
             Object::EndpointSlice(slice) => {
                 let same = |service| self.slices.get(service).and_then(|slices| slices.get(&slice.name.name)) == Some(slice);
                 // Of a slice that belongs to no service the name is all that is kept.
-                self.slice_service.get(&slice.name) == Some(&slice.service) && slice.service.as_ref().is_none_or(same)
+                match &slice.service {
+                    Some(service) => self.slice_service.get(&slice.name) == Some(service) && same(service),
+                    None => self.orphans.contains(&slice.name),
+                }
             }
             Object::ServiceCidr(cidr) => self.service_cidrs.get(&cidr.name) == Some(cidr),
-            Object::Unenforced(key) => self.unenforced.contains_key(key),
+            Object::Unenforced(key) => self.unenforced.contains(key),
         }
     }
 
@@ -238,9 +254,9 @@ impl ClusterState {
         match &*key.kind {
             "Node" => self.nodes.contains_key(&key.name.name),
             "Service" => self.services.contains_key(&key.name),
-            "EndpointSlice" => self.slice_service.contains_key(&key.name),
+            "EndpointSlice" => self.slice_service.contains_key(&key.name) || self.orphans.contains(&key.name),
             "ServiceCIDR" => self.service_cidrs.contains_key(&key.name.name),
-            _ => self.unenforced.contains_key(key),
+            _ => self.unenforced.contains(key),
         }
     }
 
@@ -254,7 +270,8 @@ impl ClusterState {
                 self.services.remove(&key.name);
             }
             "EndpointSlice" => {
-                if let Some(Some(service)) = self.slice_service.remove(&key.name) {
+                self.orphans.remove(&key.name);
+                if let Some(service) = self.slice_service.remove(&key.name) {
                     self.unlink_slice(&service, &key.name.name);
                 }
             }
@@ -277,12 +294,12 @@ impl ClusterState {
     }
 
     /// The nodes, by name.
-    pub fn nodes(&self) -> &BTreeMap<Arc<str>, Arc<Node>> {
+    pub fn nodes(&self) -> &OrdMap<Arc<str>, Arc<Node>> {
         &self.nodes
     }
 
     /// The services, by name.
-    pub fn services(&self) -> &BTreeMap<ObjectName, Arc<Service>> {
+    pub fn services(&self) -> &OrdMap<ObjectName, Arc<Service>> {
         &self.services
     }
 
@@ -292,28 +309,28 @@ impl ClusterState {
     }
 
     /// All slices, by the service that they belong to.
-    pub fn all_slices(&self) -> &BTreeMap<ObjectName, Arc<Slices>> {
+    pub fn all_slices(&self) -> &OrdMap<ObjectName, Arc<Slices>> {
         &self.slices
     }
 
     /// Slices without the label that joins them to a service.
-    pub fn orphan_slices(&self) -> impl Iterator<Item = &ObjectName> {
-        self.slice_service.iter().filter(|(_, service)| service.is_none()).map(|(name, _)| name)
+    pub fn orphan_slices(&self) -> &OrdSet<ObjectName> {
+        &self.orphans
     }
 
     /// The ranges that services have their addresses from, by name.
-    pub fn service_cidrs(&self) -> &BTreeMap<Arc<str>, Arc<ServiceCidr>> {
+    pub fn service_cidrs(&self) -> &OrdMap<Arc<str>, Arc<ServiceCidr>> {
         &self.service_cidrs
     }
 
     /// Objects that are seen but not enforced.
-    pub fn unenforced(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.unenforced.keys()
+    pub fn unenforced(&self) -> &OrdSet<ObjectKey> {
+        &self.unenforced
     }
 
     /// How many objects there are.
     pub fn len(&self) -> usize {
-        self.nodes.len() + self.services.len() + self.slice_service.len() + self.service_cidrs.len() + self.unenforced.len()
+        self.nodes.len() + self.services.len() + self.slice_service.len() + self.orphans.len() + self.service_cidrs.len() + self.unenforced.len()
     }
 
     /// Whether there is no object at all.
@@ -331,7 +348,7 @@ impl FromIterator<Object> for ClusterState {
 }
 
 /// Keeps the `Arc` that is there if the new value equals it.
-fn keep_or_insert<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Arc<V>) {
+fn keep_or_insert<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, key: K, value: Arc<V>) {
     if map.get(&key) != Some(&value) {
         map.insert(key, value);
     }
@@ -398,7 +415,7 @@ mod tests {
         assert_eq!(state.slices(&ObjectName::new("default", "db")).unwrap().len(), 1);
         state.insert(slice("a", None));
         assert!(state.slices(&ObjectName::new("default", "db")).is_none());
-        assert_eq!(state.orphan_slices().count(), 1);
+        assert_eq!(state.orphan_slices().len(), 1);
     }
 
     #[test]

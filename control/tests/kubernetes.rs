@@ -56,7 +56,7 @@ async fn settle(source: &mut Source, cluster: &Cluster, patience: Duration) -> R
 fn difference(had: &ClusterState, fresh: &ClusterState) -> String {
     let keys = |state: &ClusterState| -> BTreeSet<ObjectKey> {
         let key = |kind: &str, name: &ObjectName| ObjectKey { kind: kind.into(), name: name.clone() };
-        let mut keys: BTreeSet<ObjectKey> = state.unenforced().cloned().collect();
+        let mut keys: BTreeSet<ObjectKey> = state.unenforced().iter().cloned().collect();
         keys.extend(state.services().keys().map(|name| key("Service", name)));
         keys.extend(state.nodes().keys().map(|name| key("Node", &ObjectName::new("", name))));
         keys.extend(state.all_slices().values().flat_map(|slices| slices.values()).map(|slice| key("EndpointSlice", &slice.name)));

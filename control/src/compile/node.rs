@@ -46,6 +46,14 @@ pub struct LocalNode {
     pub workers: u16,
 }
 
+impl LocalNode {
+    /// Whether `other` differs from it in pods and their ports at most.
+    pub fn is_but_for_pods(&self, other: &LocalNode) -> bool {
+        let bare = |node: &LocalNode| LocalNode { pods: Vec::new(), host_ports: Vec::new(), ..node.clone() };
+        bare(self) == bare(other)
+    }
+}
+
 /// A port of this node that leads to a pod of this node (`hostPort`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPort {

@@ -294,12 +294,15 @@ pub(super) fn self_test(local: &LocalNode, at: &Locator) -> CompiledService {
     CompiledService { ports: ports.collect(), warnings: Vec::new() }
 }
 
-/// Pods' host ports as services of the node's own, by pod. The namespace's name is none that Kubernetes takes, so no service's is the same.
+/// The namespace of pods' host ports as services. It is none that Kubernetes takes, so no service has the same name.
+pub(super) const HOST_PORTS: &str = "hostPort";
+
+/// Pods' host ports as services of the node's own, by pod.
 pub(super) fn host_ports(local: &LocalNode, at: &Locator) -> BTreeMap<ObjectName, CompiledService> {
     let mut services: BTreeMap<ObjectName, CompiledService> = BTreeMap::new();
     for port in &local.host_ports {
         let family = if port.to.is_ipv4() { Family::V4 } else { Family::V6 };
-        let object = ObjectName::new("hostPort", &port.pod.replace(':', "_"));
+        let object = ObjectName::new(HOST_PORTS, &port.pod.replace(':', "_"));
         let name = port_name(&object, &port.port.to_string());
         let on_the_node = at.node_port_addresses.iter().copied().filter(|address| family.holds(address.ip()));
         let addresses: Vec<Addr> = port.address.map_or_else(|| on_the_node.collect(), |address| vec![address.into()]);

@@ -8,9 +8,10 @@ use podgate_core::service::{Backend, Face, Place, TrafficPolicy};
 use serde::Serialize;
 
 use super::endpoints::{Choice, candidates, cluster_choice, local_choice};
+use super::node::Locator;
 use super::service::Family;
 use super::{Compiled, CompiledPort, CompiledService};
-use crate::model::{ObjectName, Protocol, SkipReason};
+use crate::model::{ObjectName, Protocol, Service, SkipReason, Slices};
 
 /// A service port of one family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -197,30 +198,21 @@ impl Compiled {
         };
         self.snapshot.peers.iter().map(view).collect()
     }
+}
 
-    /// Every service with a `healthCheckNodePort` and the Local policy, by name.
-    pub fn health_checks(&self) -> Vec<HealthCheckView> {
-        let mut views = Vec::new();
-        for service in self.state.services().values().filter(|s| s.skip.is_none() && s.external_policy == TrafficPolicy::Local) {
-            let Some(port) = service.health_check_node_port else { continue };
-            let slices = self.state.slices(&service.name).map(|s| &**s);
-            let mut addresses = std::collections::BTreeSet::new();
-            for (service_port, v4) in service.ports.iter().flat_map(|p| [(p, true), (p, false)]) {
-                let found = candidates(slices, &service_port.name, service_port.protocol, v4, &self.local.name, &self.locator);
-                let here = found.iter().filter(|c| c.local == super::endpoints::Locality::Here && c.endpoint.ready);
-                // An endpoint with several ports is one endpoint.
-                addresses.extend(here.map(|c| c.endpoint.address));
-            }
-            let name = &service.name;
-            views.push(HealthCheckView {
-                namespace: name.namespace.to_string(),
-                name: name.name.to_string(),
-                port,
-                local_endpoints: addresses.len(),
-            });
-        }
-        views
+/// What is asked about a service with a `healthCheckNodePort` and the Local policy; nothing of others.
+pub(super) fn health_check(service: &Service, slices: Option<&Slices>, here: &str, locator: &Locator) -> Option<HealthCheckView> {
+    let served = service.skip.is_none() && service.external_policy == TrafficPolicy::Local;
+    let port = service.health_check_node_port.filter(|_| served)?;
+    let mut addresses = std::collections::BTreeSet::new();
+    for (service_port, v4) in service.ports.iter().flat_map(|p| [(p, true), (p, false)]) {
+        let found = candidates(slices, &service_port.name, service_port.protocol, v4, here, locator);
+        let local = found.iter().filter(|c| c.local == super::endpoints::Locality::Here && c.endpoint.ready);
+        // An endpoint with several ports is one endpoint.
+        addresses.extend(local.map(|c| c.endpoint.address));
     }
+    let (namespace, name) = (service.name.namespace.to_string(), service.name.name.to_string());
+    Some(HealthCheckView { namespace, name, port, local_endpoints: addresses.len() })
 }
 
 fn service_view(port: &CompiledPort, health_check_node_port: Option<u16>) -> ServiceView {

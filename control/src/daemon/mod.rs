@@ -37,7 +37,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::api;
-use crate::compile::{Compiled, HostPort, LocalNode, Settings, compile, pod_mtu};
+use crate::compile::{Compiled, HostPort, LocalNode, Settings, Warning, compile, pod_mtu};
 use crate::config::{Attach, Config};
 use crate::diff::History;
 use crate::gateway_ns;
@@ -190,6 +190,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         checks: Vec::new(),
         problems: BTreeSet::new(),
         warned: BTreeSet::new(),
+        warned_of: Arc::new([]),
     };
     // Before anything leads to it: a port that is taken must not leave the node with rules that lead nowhere.
     let dataplane = start_dataplane(&config, &inner.machine, &devices, tuns, &cpus, flow_file, &inner.compiled)?;
@@ -205,6 +206,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         health,
         inner: RefCell::new(inner),
         plan,
+        machine_is_stale: Cell::new(false),
         refreshes: Refreshes::default(),
         leaving: Cell::new(0),
         dataplane: RefCell::new(Some(Arc::new(dataplane))),
@@ -235,8 +237,11 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
             changed = source.state.changed() => changed?,
             changed = source.status.changed() => changed?,
-            () = daemon.changed.notified() => {}
-            _ = audit.tick() => daemon.upkeep().await,
+            () = daemon.changed.notified() => daemon.machine_is_stale.set(true),
+            _ = audit.tick() => {
+                daemon.machine_is_stale.set(true);
+                daemon.upkeep().await;
+            }
         }
         {
             let inner = &mut *daemon.inner.borrow_mut();
@@ -368,6 +373,8 @@ pub(crate) struct Daemon {
     /// The reconciler's plan.
     plan: watch::Sender<RoutingPlan>,
     inner: RefCell<Inner>,
+    /// Whether addresses or links may be others than [`Inner::machine`] says: the kernel tells, and each audit looks.
+    machine_is_stale: Cell<bool>,
     refreshes: Refreshes,
     /// How many attachments are being detached: their addresses are theirs until the workers know.
     leaving: Cell<usize>,
@@ -408,6 +415,8 @@ struct Inner {
     health_check_problems: BTreeSet<String>,
     /// Warnings that have been logged.
     warned: BTreeSet<String>,
+    /// What they were made from.
+    warned_of: Arc<[Warning]>,
 }
 
 impl Inner {
@@ -445,11 +454,16 @@ impl Daemon {
             for error in inner.pods.sweep_leaving() {
                 tracing::error!(%error, "a pod that is to go");
             }
-            self.look_at_machine(&mut inner);
+            if self.machine_is_stale.take() {
+                self.look_at_machine(&mut inner);
+            }
             let inner = &mut *inner;
             let path_mtus = inner.path_mtus();
             let pods = (inner.pod_limits.tables(&inner.pods), host_ports::of(&inner.pods));
-            inner.local = Arc::new(local_node(&self.config, &inner.machine, pods, path_mtus, self.token, self.cpus.len() as u16));
+            let local = local_node(&self.config, &inner.machine, pods, path_mtus, self.token, self.cpus.len() as u16);
+            if *inner.local != local {
+                inner.local = Arc::new(local);
+            }
             let before = Known::of(inner);
             inner.compiled = compile(&inner.compiled, &inner.cluster, &inner.local);
             before
@@ -492,11 +506,15 @@ impl Daemon {
         for change in &inner.compiled.changes {
             tracing::info!("{change}");
         }
+        if Arc::ptr_eq(&inner.compiled.warnings, &inner.warned_of) {
+            return;
+        }
         let warnings: BTreeSet<String> = inner.compiled.warnings.iter().map(ToString::to_string).collect();
         for warning in warnings.difference(&inner.warned) {
             tracing::warn!("{warning}");
         }
         inner.warned = warnings;
+        inner.warned_of = inner.compiled.warnings.clone();
     }
 
     /// Tells the reconciler what rules and routes there are to be.
@@ -523,7 +541,7 @@ impl Daemon {
     /// Sockets for UDP node ports.
     fn serve_udp_ports(&self) {
         if let Ok(dataplane) = self.dataplane() {
-            dataplane.set_udp_ports(udp_ports(&dataplane.snapshot()));
+            dataplane.set_udp_ports(udp_ports(&self.inner.borrow().compiled));
         }
     }
 
@@ -617,33 +635,28 @@ fn report(inner: &Inner) -> NodeReport {
 }
 
 /// Sockets for UDP ports of services on the node's addresses: they bring datagrams that came in fragments, which no port rule matches.
-fn udp_ports(snapshot: &podgate_core::snapshot::Snapshot) -> Vec<SocketAddr> {
-    let node_ports = snapshot.services.iter().filter(|(key, _)| snapshot.node.owns(key.addr) && key.protocol == protocol::UDP);
-    node_ports.map(|(key, _)| SocketAddr::new(key.addr.ip(), key.port)).collect()
+fn udp_ports(compiled: &Compiled) -> Vec<SocketAddr> {
+    let here = compiled.apart.keys().filter(|key| key.protocol == protocol::UDP && compiled.snapshot.node.owns(key.addr));
+    here.map(|key| SocketAddr::new(key.addr.ip(), key.port)).collect()
 }
 
 fn routing_plan(config: &Config, inner: &Inner) -> RoutingPlan {
-    let node = &inner.compiled.snapshot.node;
+    let Compiled { snapshot, apart, health_checks, .. } = &inner.compiled;
+    let node = &snapshot.node;
     let mtu = pod_mtu(&inner.machine.underlay, inner.machine.underlay_mtu);
     let ip = |addr: &Addr| addr.ip();
     let mut node_addresses: BTreeSet<IpAddr> = node.node_port_addresses.iter().map(ip).collect();
     node_addresses.extend(inner.machine.primary());
-    let vips: BTreeSet<IpAddr> = inner
-        .compiled
-        .snapshot
-        .services
-        .iter()
-        .filter(|(key, frontend)| {
-            let elsewhere =
-                !podgate_core::fib::within(&node.service_cidrs, key.addr) && !podgate_core::fib::within(&node.cluster_pod_cidrs, key.addr);
-            // What leads to another node's address must not be led away from it, least of all the overlay itself.
-            let is_a_nodes = node.owns(key.addr) || inner.cluster.nodes().values().any(|n| n.addresses.contains(&key.addr.ip()));
-            frontend.face.is_vip() && elsewhere && !is_a_nodes && inner.compiled.snapshot.is_vip(key.addr)
-        })
-        .map(|(key, _)| key.addr.ip())
-        .collect();
+    let elsewhere = apart.iter().filter(|(key, face)| face.is_vip() && !node.owns(key.addr) && snapshot.is_vip(key.addr));
+    let mut vips: BTreeSet<IpAddr> = elsewhere.map(|(key, _)| key.addr.ip()).collect();
+    if !vips.is_empty() {
+        // What leads to another node's address must not be led away from it, least of all the overlay itself.
+        for address in inner.cluster.nodes().values().flat_map(|node| &node.addresses) {
+            vips.remove(address);
+        }
+    }
     // Host ports, and load balancers' addresses and external IPs that are this node's own: the service has its ports, the node all the others.
-    let on_the_node = inner.compiled.snapshot.services.iter().filter(|(key, frontend)| frontend.face != Face::NodePort && node.owns(key.addr));
+    let on_the_node = apart.iter().filter(|(key, face)| **face != Face::NodePort && node.owns(key.addr));
     let host_port = |key: &FrontendKey| routing::HostPort { address: key.addr.ip(), protocol: key.protocol, port: key.port };
     let with_ports = |key: &FrontendKey| matches!(key.protocol, protocol::TCP | protocol::UDP);
     let host_ports: Vec<routing::HostPort> = on_the_node.filter(|(key, _)| with_ports(key)).map(|(key, _)| host_port(key)).collect();
@@ -658,7 +671,7 @@ fn routing_plan(config: &Config, inner: &Inner) -> RoutingPlan {
         service_cidrs: config.service_cidrs.clone(),
         vips: vips.into_iter().collect(),
         node_ports: config.node_ports.clone(),
-        health_check_ports: inner.compiled.health_checks().iter().map(|check| check.port).collect(),
+        health_check_ports: health_checks.values().map(|check| check.port).collect(),
         masquerade: config.masquerade.clone().unwrap_or_default(),
         host_ports,
         pod_mtu: mtu,

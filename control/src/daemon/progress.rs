@@ -58,7 +58,7 @@ impl Daemon {
         }
         // Only now: a worker with the old tables could open such a flow again.
         super::flows::tidy(dataplane.flows(), &previous, &snapshot);
-        dataplane.set_udp_ports(super::udp_ports(&snapshot));
+        dataplane.set_udp_ports(super::udp_ports(&self.inner.borrow().compiled));
     }
 
     /// Takes note of what changed since `before`.
@@ -142,7 +142,7 @@ impl Daemon {
         let (checks, addresses): (_, Vec<IpAddr>) = {
             let inner = self.inner.borrow();
             let addresses = inner.compiled.snapshot.node.node_port_addresses.iter().map(|addr: &Addr| addr.ip());
-            (inner.compiled.health_checks(), addresses.collect())
+            (inner.compiled.health_checks.values().cloned().collect::<Vec<_>>(), addresses.collect())
         };
         servers.sync(&checks, &addresses).await;
         let inner = &mut *self.inner.borrow_mut();

@@ -26,7 +26,7 @@ fn only_who_asks_for_it_has_a_table_to_choose_endpoints_by() {
     let unlike = || [weighted_slice("a", "9", &["10.244.2.10"]), weighted_slice("b", "1", &["10.244.2.11"])];
     let of = |policy, slices: [Object; 2]| {
         let compiled = fresh([n1(), n2(), balanced(policy)].into_iter().chain(slices));
-        assert_eq!(compiled.warnings, []);
+        assert_eq!(*compiled.warnings, []);
         frontend(&compiled, "10.96.0.10:80").service.balance.cluster.clone()
     };
     assert_eq!(of("", alike()), Pick::Even);

@@ -67,7 +67,7 @@ fn service_ports_and_health_checks_come_and_go_with_their_service() {
         compiled = compile(&compiled, &Arc::new(objects.into_iter().chain([n1()]).collect()), &local);
         let lines: Vec<String> = compiled.changes.iter().map(ToString::to_string).collect();
         let served = compiled.services().iter().filter(|s| s.service.starts_with("default/")).count();
-        (served, compiled.health_checks().len(), lines)
+        (served, compiled.health_checks.len(), lines)
     };
     let updated = [
         "Updating existing service port default/svc1:p1 at 10.96.0.4:1234/UDP",
@@ -86,8 +86,9 @@ fn contents(compiled: &Compiled) -> (Map<FrontendKey, Frontend>, String) {
     let s = &compiled.snapshot;
     let mut pods: Vec<_> = s.pods.iter().map(|(a, p)| (a, p.clone())).collect();
     pods.sort_by_key(|(a, _)| *a);
+    let Compiled { warnings, contested, apart, health_checks, .. } = compiled;
     let rest =
-        format!("{:?} {:?} {:?} {:?} {pods:?} {:?} {:?}", s.node, s.routes, s.peers, s.peer_by_underlay, compiled.warnings, compiled.contested);
+        format!("{:?} {:?} {:?} {:?} {pods:?} {warnings:?} {contested:?} {apart:?} {health_checks:?}", s.node, s.routes, s.peers, s.peer_by_underlay);
     (s.services.iter().map(|(k, f)| (*k, f.clone())).collect(), rest)
 }
 

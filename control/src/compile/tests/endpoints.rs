@@ -144,7 +144,7 @@ fn operators_see_why_an_endpoint_is_or_is_not_used() {
     let web = serde_json::to_value(compiled.services()).unwrap()[0].clone();
     assert_eq!(web["frontends"][0], json!({"face": "ClusterIP", "address": "10.96.0.10:80"}));
     assert_eq!((&web["clusterBackends"], &web["localBackends"]), (&json!(1), &json!(1)));
-    let check = &compiled.health_checks()[0];
+    let check = compiled.health_checks.values().next().unwrap();
     assert_eq!((check.port, check.local_endpoints), (32000, 0), "terminating-only is not healthy");
 }
 

@@ -179,7 +179,7 @@ fn labels_leave_a_service_to_somebody_else() {
         let service = Object::from_service(&serde_json::from_value(object).unwrap()).unwrap();
         let compiled = fresh([n1(), service.clone()]);
         assert_eq!(faces([n1(), service]), [""; 0], "{label}");
-        assert_eq!((compiled.skipped().len(), compiled.health_checks().len()), (1, 0), "{label}");
+        assert_eq!((compiled.skipped().len(), compiled.health_checks.len()), (1, 0), "{label}");
     }
 }
 
@@ -202,7 +202,7 @@ fn addresses_that_would_shadow_the_clusters_own_are_named_and_not_served() {
 
 /// The health checks: service, port and how many endpoints.
 fn checks(objects: impl IntoIterator<Item = Object>) -> Vec<(String, u16, usize)> {
-    fresh(objects).health_checks().into_iter().map(|c| (c.name, c.port, c.local_endpoints)).collect()
+    fresh(objects).health_checks.values().map(|c| (c.name.clone(), c.port, c.local_endpoints)).collect()
 }
 
 // Row 12; upstream `HealthCheckNodePorts` and `LocalReadyEndpoints`.
