@@ -13,8 +13,7 @@ use crate::netlink::{Family, Netlink, NetlinkError, RuleAction, TABLE_LOCAL, TAB
 use crate::routing::HOST_TABLE;
 
 pub(super) fn look(config: Option<&Config>) -> Look<Host> {
-    let netlink = Netns::current().map_err(|error| Unseen(error.to_string()))?;
-    let netlink = Netlink::open(&netlink).map_err(|error| Unseen(error.to_string()))?;
+    let netlink = Netlink::here().map_err(|error| Unseen(error.to_string()))?;
     seen(&netlink, config).map_err(|error| Unseen(error.to_string()))
 }
 

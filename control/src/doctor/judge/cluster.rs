@@ -1,7 +1,7 @@
 //! The origin of the cluster's objects, and the other nodes.
 
 use super::super::facts::{Daemon, Facts, Origin, Peer};
-use super::{AS_ROOT, Lines, device};
+use super::{AS_ROOT, Lines};
 
 /// How far two clocks may be apart, in seconds: far below the life of a token, far above what a request takes.
 const CLOCK_OFFSET_MAX: u64 = 30;
@@ -103,11 +103,8 @@ pub(super) fn peers(facts: &Facts, lines: &mut Lines) {
         return lines.ok("peers", "no other node has a gateway");
     }
     let slowest = answers.iter().filter_map(|peer| peer.small).max().unwrap_or_default();
-    let device = device(facts);
-    lines.ok_unless_found(
-        "peers",
-        format!("{} other nodes answer through the overlay ({device}), within {:.1} ms", nodes.len(), slowest.as_secs_f64() * 1e3),
-    );
+    let who = if nodes.len() == 1 { "the other node answers".to_owned() } else { format!("all {} other nodes answer", nodes.len()) };
+    lines.ok_unless_found("peers", format!("{who} through the overlay, within {:.1} ms", slowest.as_secs_f64() * 1e3));
     let all_silent = silent.len() == answers.len();
     if !all_silent {
         let size = answers.iter().map(|peer| peer.size).max().unwrap_or_default();

@@ -169,10 +169,9 @@ fn sysctls(facts: &Facts, host: &Host, lines: &mut Lines) {
             "sysctl -w net.ipv6.conf.all.disable_ipv6=0, or take the range out of the configuration",
         );
     }
-    let Daemon::Answers(_) = facts.daemon else {
-        lines.ok_unless_found("sysctls", "no sysctl is in the way; a gateway sets those it needs when it starts");
-        return;
-    };
+    if matches!(facts.daemon, Daemon::Down(_)) {
+        return lines.ok_unless_found("sysctls", "no sysctl is in the way; a gateway sets those it needs when it starts");
+    }
     let tun = device(facts);
     for (name, wanted, why) in [
         ("rp_filter", "2", "strict or no reverse-path filter there: what the gateway writes from the node's own address is lost"),
