@@ -1,7 +1,7 @@
 //! `podgate doctor`: is this machine fit, and if not, what is to be done.
 //!
-//! In two parts. [`collect`] looks: netlink, `/proc`, the firewall's own programs, the daemon's socket, the origin of the cluster's objects,
-//! echoes to peers. What it finds are [`facts`], plain data. [`judge`] makes findings of them, purely: one line for everything that was
+//! In two parts. `collect` looks: netlink, `/proc`, the firewall's own programs, the daemon's socket, the origin of the cluster's objects,
+//! echoes to peers. What it finds are `facts`, plain data. `judge` makes findings of them, purely: one line for everything that was
 //! looked at, whatever came of it, so that what is fine can be told from what was not seen.
 //!
 //! Nothing on the machine is changed. What can only be known by trying (TUN, veth, rules by port, datagrams in segments) is tried in a network

@@ -27,6 +27,8 @@ fn main() -> ExitCode {
         let firewalls = Need::All(&[Need::Program("nft"), Need::Program("iptables-nft"), Need::Program("iptables-legacy")]);
         tests.add_if(tools, "on a healthy node every line is fine, and a node with everything has every group", healthy);
         tests.add_if(tools, "before an installation each thing that is missing or in the way is found", |bed| bare(bed, faults::bare::FAULTS));
+        let etcd = Need::Program("etcd");
+        tests.add_if(etcd, "an etcd that serves this node is fine, and one that was killed is found", |bed| bare(bed, faults::source::ETCD));
         tests.add("a source that does not serve this node is found, and a clock that is not the server's", |bed| bare(bed, faults::source::FAULTS));
         tests
             .add_if(tools, "on a running node each fault of routing, sysctls and other plugins is found", |bed| installed(bed, faults::host::FAULTS));

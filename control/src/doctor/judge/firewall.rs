@@ -36,8 +36,8 @@ pub(super) fn judge(facts: &Facts, lines: &mut Lines) {
             let packet = Packet { hook, iif, oif, v4: *v4, from, to };
             for dropped in droppers(chains, &packet) {
                 let by_source = dropped.rule.is_some_and(|rule| rule.conditions.contains(&Condition::NoWayBack));
-                // A reverse-path rule in another hook hurts what passes there alone; one before routing hurts only what it is asked about.
-                if (hook == Hook::Prerouting) != by_source && hook == Hook::Prerouting {
+                // Before routing it is only asked about the way back: what else is dropped there is not the gateway's in particular.
+                if hook == Hook::Prerouting && !by_source {
                     continue;
                 }
                 let family = if *v4 { "IPv4" } else { "IPv6" };
@@ -92,12 +92,11 @@ fn show(dropped: &Dropped<'_>) -> String {
 /// In the words of whoever made the rule.
 fn remedy(dropped: &Dropped<'_>, tun: &str, hook: Hook) -> String {
     let Chain { family, table, name, tool, .. } = dropped.base;
-    let (way_in, way_out) = ("in", "out");
     match (table.as_str(), hook) {
         ("firewalld", Hook::Prerouting) => "set IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then `systemctl restart firewalld`".to_owned(),
         ("firewalld", _) => format!("firewall-cmd --permanent --zone=trusted --add-interface={tun} && firewall-cmd --reload"),
         _ if dropped.chain.name.starts_with("ufw") || dropped.base.rules.iter().any(|rule| rule.text.contains("ufw-")) => {
-            format!("ufw route allow {way_in} on {tun}; ufw route allow {way_out} on {tun}; ufw allow in on {tun}")
+            format!("ufw route allow in on {tun}; ufw route allow out on {tun}; ufw allow in on {tun}")
         }
         // The built-in chains of iptables, whose names are in capitals.
         _ if name.chars().all(|c| c.is_ascii_uppercase()) => {

@@ -1,12 +1,14 @@
 //! Where the cluster's objects come from: a directory, an API server, an etcd.
 
 use std::net::{SocketAddr, TcpListener};
+use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 
 use axum::http::HeaderMap;
 use axum::routing::get;
 use podgate::netlink::Family;
 use podgate_apiserver::{ApiServer, Faults};
+use podgate_testbed::need::program;
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -103,6 +105,23 @@ fn strangers<'a>(ward: &'a Ward<'a>) -> Try<Undo<'a>> {
     api_server(ward, "bad")
 }
 
+/// An etcd that serves this node, of which the doctor finds nothing to say, and is then killed.
+fn killed_etcd<'a>(ward: &'a Ward<'a>) -> Try<Undo<'a>> {
+    let url = "http://192.0.2.1:2379";
+    let mut command = Command::new(program("etcd").ok_or("no etcd")?);
+    // It refuses to run on a machine of another kind than it is tested on unless told so.
+    command.env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"));
+    command.arg("--data-dir").arg(ward.node.config().with_file_name("etcd")).args(["--listen-peer-urls", "http://127.0.0.1:0"]);
+    command.args(["--listen-client-urls", url, "--advertise-client-urls", url]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut etcd = ward.node.machine().run(|| command.spawn())??;
+    let undo = source(ward, &format!("etcd: {{endpoints: [\"{url}\"]}}"));
+    let fine = undo.as_ref().map_err(ToString::to_string).and_then(|_| ward.all_fine().map_err(|error| error.to_string()));
+    etcd.kill()?;
+    etcd.wait()?;
+    fine?;
+    undo
+}
+
 const fn fault(name: &'static str, make: for<'a> fn(&'a Ward<'a>) -> Try<Undo<'a>>, words: &'static [&'static str]) -> Fault {
     Fault { name, make, check: "source", status: "failure", words }
 }
@@ -117,7 +136,7 @@ pub const FAULTS: &[Fault] = &[
     fault("an API server that does not know us", strangers, &["401"]),
     fault("an API server that lets us do nothing", |ward| api_server(ward, "weak"), &["403", "rbac.yaml"]),
     fault(
-        "an etcd that is not there",
+        "an etcd that never was there",
         |ward| source(ward, "etcd: {endpoints: [\"http://192.0.2.1:2379\"]}"),
         &["http://192.0.2.1:2379", "does not serve this node"],
     ),
@@ -129,3 +148,5 @@ pub const FAULTS: &[Fault] = &[
         words: &["ahead of that of http://192.0.2.1:6443", "chrony"],
     },
 ];
+
+pub const ETCD: &[Fault] = &[fault("an etcd that was killed", killed_etcd, &["http://192.0.2.1:2379", "does not serve this node"])];
