@@ -5,7 +5,7 @@
 //! makes a snapshot of it for this node, [`daemon`] publishes it. [`pods`] attaches, with addresses from [`ipam`], out of
 //! [`blocks`] of the cluster's ranges where nodes share them; [`routing`] brings
 //! packets to the workers, by [`netlink`]; [`selftest`] proves that they come. [`api`] and [`cli`] are the operator's side, [`diff`] what
-//! they are told of changes; [`health`] and [`metrics`] are told over HTTP.
+//! they are told of changes, [`doctor`] what is wrong with a machine; [`health`] and [`metrics`] are told over HTTP.
 //!
 //! ```
 //! let text = "underlay: {address: 192.0.2.1}\nsource: {directory: /etc/podgate/cluster.d}\n";
@@ -36,6 +36,7 @@ pub mod health;
 pub mod metrics;
 pub mod diff;
 pub mod api;
+pub mod doctor;
 pub mod cli;
 pub mod lab;
 pub mod demo;

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Command::Run(file) => run(file).map(|()| Exit::Ok),
         Command::Prepare(file) => prepare(file).map(|()| Exit::Ok),
         Command::Cleanup(file) => cleanup(file),
+        Command::Doctor(options) => return cli::doctor::doctor(options, &cli.socket).into(),
         Command::Demo { nodes, keep, output } => return demo(*nodes, *keep, output.format),
         command => return cli::ask(&cli.socket, command).into(),
     };

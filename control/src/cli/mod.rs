@@ -2,6 +2,7 @@
 
 mod addresses;
 mod attach;
+pub mod doctor;
 mod install;
 pub mod objects;
 mod table;
@@ -169,6 +170,14 @@ pub enum Command {
         after_help = "Examples:\n  podgate install-cni\n  podgate install-cni --wait=300   # for a node that is only just coming up\n  podgate install-cni --remove"
     )]
     InstallCni(InstallOptions),
+    /// Say whether this machine is fit for a gateway, or what is wrong with the one that it has
+    ///
+    /// Looks at the kernel, the configuration, routing, the firewall, other network plugins, the daemon, its source and the other nodes. Nothing is
+    /// changed. A line each: √ fine, ‼ part of it does not work (exit code 3), × it cannot work (exit code 1), with what to do.
+    #[command(
+        after_help = "Examples:\n  podgate doctor --pre   # before an installation\n  podgate doctor\n  podgate doctor -o json | jq '.findings[] | select(.status != \"ok\")'"
+    )]
+    Doctor(doctor::DoctorOptions),
     /// Build a cluster in namespaces on this machine and send real traffic through it
     #[command(after_help = "Examples:\n  podgate demo\n  podgate demo --nodes 3 --keep")]
     Demo {
@@ -230,6 +239,7 @@ impl Command {
                 | Command::Prepare(_)
                 | Command::Cleanup(_)
                 | Command::Demo { .. }
+                | Command::Doctor(_)
                 | Command::Apply(_)
                 | Command::Get(_)
                 | Command::Delete(_)
@@ -349,7 +359,9 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
         Command::Apply(words) => Ok(objects::apply(words)),
         Command::Get(words) => Ok(objects::get(words)),
         Command::Delete(words) => Ok(objects::delete(words)),
-        Command::Run(_) | Command::Prepare(_) | Command::Cleanup(_) | Command::Demo { .. } => unreachable!("answered without a daemon"),
+        Command::Run(_) | Command::Prepare(_) | Command::Cleanup(_) | Command::Demo { .. } | Command::Doctor(_) => {
+            unreachable!("answered without a daemon")
+        }
     }
 }
 

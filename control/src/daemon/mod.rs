@@ -9,7 +9,7 @@ mod attachments;
 pub(crate) mod flows;
 mod host_ports;
 mod limits;
-mod machine;
+pub(crate) mod machine;
 mod metrics;
 mod probe;
 mod progress;

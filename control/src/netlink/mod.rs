@@ -118,6 +118,11 @@ impl Netlink {
     pub fn open(netns: &Netns) -> Result<Netlink, NetlinkError> {
         Ok(Netlink { transport: Transport::open(netns)? })
     }
+
+    /// A handle on the calling thread's namespace, to be had without privilege; what it may change is another question.
+    pub fn here() -> Result<Netlink, NetlinkError> {
+        Ok(Netlink { transport: Transport::here()? })
+    }
 }
 
 impl fmt::Debug for Netlink {

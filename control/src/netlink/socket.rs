@@ -55,12 +55,17 @@ fn socket_error(operation: &'static str) -> impl Fn(io::Error) -> NetlinkError {
 
 /// Opens a route-netlink socket in the namespace `netns`, and subscribes it to `groups`.
 pub(super) fn open(netns: &Netns, groups: &[u32]) -> Result<Socket, NetlinkError> {
-    let opened = netns.run(|| -> io::Result<Socket> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        Ok(socket)
-    });
-    let socket = opened.and_then(|inner| inner).map_err(socket_error("open one in the namespace"))?;
+    let opened = netns.run(bound).and_then(|inner| inner).map_err(socket_error("open one in the namespace"))?;
+    settled(opened, groups)
+}
+
+fn bound() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    Ok(socket)
+}
+
+fn settled(socket: Socket, groups: &[u32]) -> Result<Socket, NetlinkError> {
     // Both are conveniences of newer kernels (4.12 and 4.20); without them errors are terser and dumps are filtered here only.
     let _ = socket.set_ext_ack(true).and_then(|()| socket.set_cap_ack(true));
     let _ = socket.set_netlink_get_strict_chk(true);
@@ -73,6 +78,12 @@ pub(super) fn open(netns: &Netns, groups: &[u32]) -> Result<Socket, NetlinkError
 impl Transport {
     pub(super) fn open(netns: &Netns) -> Result<Transport, NetlinkError> {
         let socket = open(netns, &[])?;
+        Ok(Transport { state: Mutex::new(State { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_LEN) }) })
+    }
+
+    /// In the calling thread's namespace: to enter one takes a privilege, to look around in one's own does not.
+    pub(super) fn here() -> Result<Transport, NetlinkError> {
+        let socket = settled(bound().map_err(socket_error("open one"))?, &[])?;
         Ok(Transport { state: Mutex::new(State { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_LEN) }) })
     }
 

@@ -47,6 +47,23 @@ pub async fn start_with(client: Client, node: &str, timing: Timing, seed: u64) -
     follow(Server::with(client, "the server"), node, timing, Jitter::new(Some(seed))).await
 }
 
+/// Whether the server serves this node as configured, for `podgate doctor`: its URL, and the `Date` of its answer if it has one. One node is
+/// asked for, since a list of nodes is the first thing that the source needs to be allowed.
+pub(crate) async fn reach(server: Option<&str>, kubeconfig: Option<&Path>) -> Result<(String, Option<String>), String> {
+    let server = Server::open(server, kubeconfig).await.map_err(|error| error.to_string())?;
+    let request = http::Request::get("/api/v1/nodes?limit=1").body(kube::client::Body::empty()).map_err(|error| error.to_string())?;
+    let answer = server.client().send(request).await.map_err(|error| format!("{}: {}", server.url, chain(&error)))?;
+    let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
+    match answer.status() {
+        status if status.is_success() => Ok((server.url, date)),
+        http::StatusCode::UNAUTHORIZED => Err(format!("{}: it does not know these credentials (401)", server.url)),
+        http::StatusCode::FORBIDDEN => {
+            Err(format!("{}: it does not let these credentials list nodes (403; deploy/kubernetes/rbac.yaml has what is needed)", server.url))
+        }
+        status => Err(format!("{}: it answers {status}", server.url)),
+    }
+}
+
 async fn follow(server: Server, node: &str, timing: Timing, mut jitter: Jitter) -> Result<Source, SourceError> {
     let server = Arc::new(server);
     let (updates, received) = mpsc::channel::<Update>(QUEUE);
