@@ -153,7 +153,8 @@ fn find_binary(package: &str, name: &str, variable: &str) -> PathBuf {
     // Under cargo the program is brought up to date, as cargo itself does for a package's own tests.
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "-p", package, "--bin", name, "--manifest-path"]);
+        // Together with the tests' package: libraries with the features that they have there are not built a second time.
+        build.args(["build", "--quiet", "-p", package, "-p", "podgate-platform", "--bin", name, "--manifest-path"]);
         build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml"));
         build.env("CARGO_TARGET_DIR", profile.parent().unwrap_or(profile));
         if profile.file_name().is_some_and(|name| name == "release") {
