@@ -12,6 +12,7 @@ mod collector;
 mod kinds;
 mod reflector;
 mod timing;
+mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
