@@ -92,8 +92,16 @@ enum Failure {
 struct Stopped;
 
 impl Reflector {
-    pub fn new(kind: Kind, server: Arc<Server>, timing: Timing, jitter: Jitter, updates: mpsc::Sender<Update>) -> Reflector {
-        Reflector { kind, server, timing, updates, backoff: Backoff::new(&timing, jitter), known: BTreeSet::new() }
+    /// Of `kind`, of which `known` are told already.
+    pub fn new(
+        kind: Kind,
+        server: Arc<Server>,
+        timing: Timing,
+        jitter: Jitter,
+        updates: mpsc::Sender<Update>,
+        known: BTreeSet<ObjectKey>,
+    ) -> Reflector {
+        Reflector { kind, server, timing, updates, backoff: Backoff::new(&timing, jitter), known }
     }
 
     /// Follows the kind until nobody listens any more.
