@@ -10,8 +10,6 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// How often what changed is written, at most.
-pub(super) const KEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a start waits for the origin where something is kept. Nothing is forwarded meanwhile, so it is short; an origin that is there has
 /// said by then what there is, or says it soon after.
 pub(super) const KNOWN_LOOK: Duration = Duration::from_millis(500);

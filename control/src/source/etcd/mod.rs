@@ -30,7 +30,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::cache::{Cache, KEEP_INTERVAL, KNOWN_LOOK};
+use super::cache::{Cache, KNOWN_LOOK};
 use super::{NodeReport, Source, SourceError, SourceIssue, SourceStatus, Tenure, unix_now};
 use crate::blocks::{Cut, Endings, Times};
 use crate::config::{Config, EtcdConfig};
@@ -44,6 +44,8 @@ use wire::{EventKind, KeyValue, WatchResponse};
 const WATCH_LIFETIME: Duration = Duration::from_secs(20);
 /// How long the start of a daemon waits for an etcd that answers, or of which nothing is known.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// How often what etcd holds is kept on the disk, if it changed.
+const KEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// In the state directory.
 pub(super) const CACHE: &str = "etcd.json";
 /// How often the node's own affairs are looked at though nothing happened.

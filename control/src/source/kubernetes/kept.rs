@@ -4,7 +4,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::jiff::Timestamp;
 use podgate_core::service::TrafficPolicy;
@@ -18,8 +18,10 @@ use crate::model::{
     ObjectName, Service, ServiceCidr, SkipReason, UNDERLAY_ANNOTATION, WEIGHT_ANNOTATION,
 };
 use crate::source::SourceStatus;
-use crate::source::cache::{Cache, KEEP_INTERVAL};
+use crate::source::cache::Cache;
 
+/// How often what changed is written, at most.
+const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// So much longer than it takes to write is waited until the next time: a large cluster that changes all the time costs a twentieth of a core.
 const PAUSE_FACTOR: u32 = 20;
 
