@@ -227,6 +227,36 @@ fn what_is_removed_while_the_server_is_away_is_gone_afterwards_with_or_without_i
 }
 
 #[test]
+fn nobody_is_told_that_all_is_in_step_while_a_list_is_due_because_history_was_lost() {
+    for seed in 1..=20 {
+        run(false, async {
+            let server = ApiServer::default();
+            let cluster = Cluster::of(server.clone(), None);
+            for number in 0..9 {
+                cluster.put(service(number, 0)).await;
+            }
+            cluster.put(node(1, 0)).await;
+            let mut source = start(&cluster, seed).await;
+            settle(&mut source, &cluster, Duration::from_secs(5)).await.unwrap();
+            server.set_outage(true);
+            cluster.delete("services", "default", "web-1").await;
+            cluster.delete("nodes", "", OWN).await;
+            cluster.put(slice(1, 2, 2)).await;
+            sleep(Duration::from_secs(600)).await;
+            server.compact();
+            server.set_outage(false);
+            let fresh = cluster.fresh().await;
+            let back = Instant::now();
+            while !source.status.borrow().connected {
+                assert!(back.elapsed() < Duration::from_secs(40), "seed {seed}: {:?}", source.status.borrow());
+                sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(**source.state.borrow(), fresh, "seed {seed}: it says that it is connected, and is behind");
+        });
+    }
+}
+
+#[test]
 fn a_list_that_lacks_more_than_half_is_believed_only_when_a_second_one_agrees() {
     run(false, async {
         let (server, cluster, mut source) = settled(10).await;
