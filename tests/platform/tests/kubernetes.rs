@@ -438,6 +438,12 @@ impl Stand<'_> {
         let source = &self.status(node)?["source"];
         assert_eq!(source["connected"], false, "{source}");
         services.iter().try_for_each(|spec| self.works(spec))?;
+        for (what, ticker) in &tickers {
+            // One answer may still be of before.
+            let before = ticker.answered();
+            let missing = || Ok((ticker.answered() < before + 2).then(|| "no further answer".to_owned()));
+            wait_until(RESTART_PATIENCE, || format!("answers on the connection of before, {what}"), missing)?;
+        }
         assert!(node.log().contains("what it said before this start is in force"), "{}", node.log_tail(20));
         for (what, ticker) in tickers {
             let report = ticker.finish();
