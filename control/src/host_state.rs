@@ -351,7 +351,8 @@ pub fn cleanup(node: &Netns, traces: &Traces<'_>) -> Result<Cleaned, CleanupErro
         traces.runtime_dir.join(podgate_cni::NOTES),
         traces.state_dir.join(crate::pods::DIRECTORY),
     ];
-    for path in files.chain(own) {
+    let known = crate::source::KEPT_FILES.map(|name| traces.state_dir.join(name));
+    for path in files.chain(own).chain(known) {
         let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         match removed {
             Ok(()) => cleaned.removed.push(path.display().to_string()),

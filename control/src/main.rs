@@ -45,7 +45,8 @@ fn demo(nodes: u8, keep: bool, format: cli::Format) -> ExitCode {
 }
 
 fn run(file: &cli::ConfigFile) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PODGATE_LOG").unwrap_or_else(|_| "info".into());
+    // The client of the API server logs each failed attempt as an error; the source says it once, and what it means.
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PODGATE_LOG").unwrap_or_else(|_| "info,kube_client=off".into());
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).with_target(false).init();
     // Whoever started this process may have blocked signals for itself, and the mask is inherited: SIGTERM must arrive.

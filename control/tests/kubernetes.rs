@@ -16,6 +16,7 @@ use podgate::source::Source;
 use podgate::source::kubernetes::{Timing, start_with};
 use podgate_apiserver::{ApiServer, Faults, Rule, Use};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
 use support::{Cluster, Random, node, policy, service, slice};
@@ -33,8 +34,15 @@ fn timing() -> Timing {
     Timing { page: 4, ..Timing::default() }
 }
 
+/// A source that knows nothing of before.
 async fn start(cluster: &Cluster, seed: u64) -> Source {
-    start_with(cluster.client(), OWN, timing(), seed).await.unwrap()
+    let nothing = tempfile::tempdir().unwrap();
+    start_in(&nothing, cluster, seed).await
+}
+
+/// A source that keeps what it knows in `state`.
+async fn start_in(state: &TempDir, cluster: &Cluster, seed: u64) -> Source {
+    start_with(cluster.client(), OWN, state.path(), timing(), seed).await.unwrap()
 }
 
 /// Waits until the source has what the server has, and says so.
@@ -92,7 +100,8 @@ async fn history(seed: u64, real: bool) -> Result<(), String> {
     cluster.put(node(1, 0)).await;
     // An empty list is believed where nothing was known, until the next audit lists anew.
     let patience = if real { Duration::from_secs(90) } else { 2 * timing().audit };
-    let started = timeout(patience, start(&cluster, seed)).await;
+    let kept = tempfile::tempdir().unwrap();
+    let started = timeout(patience, start_in(&kept, &cluster, seed)).await;
     let mut source = started.map_err(|_| format!("nothing was listed within {patience:?}"))?;
     let announced = Announcement::annotations(&["192.0.2.1".parse().unwrap()], 4790, 1, 1500);
     source.announce(announced.clone());
@@ -134,7 +143,27 @@ async fn history(seed: u64, real: bool) -> Result<(), String> {
         }
     }
     drop(state);
+    drop(source);
+    if let Some(server) = cluster.server() {
+        restart_without(server, &cluster, &kept, seed).await?;
+    }
     cluster.clean_up().await;
+    Ok(())
+}
+
+/// A successor that starts while the server is away has what its predecessor had.
+async fn restart_without(server: &ApiServer, cluster: &Cluster, kept: &TempDir, seed: u64) -> Result<(), String> {
+    let fresh = cluster.fresh().await;
+    if fresh.is_empty() {
+        return Ok(());
+    }
+    server.set_outage(true);
+    let started = timeout(Duration::from_secs(1), start_in(kept, cluster, seed)).await;
+    let successor = started.map_err(|_| "it waits for a server that is away, though it has what that said")?;
+    let status = successor.status.borrow().clone();
+    if **successor.state.borrow() != fresh || status.connected || !status.complete || status.objects != fresh.len() {
+        return Err(format!("it starts with another state than was kept: {status:?}\n{}", difference(&successor.state.borrow(), &fresh)));
+    }
     Ok(())
 }
 
@@ -198,6 +227,36 @@ fn what_is_removed_while_the_server_is_away_is_gone_afterwards_with_or_without_i
 }
 
 #[test]
+fn nobody_is_told_that_all_is_in_step_while_a_list_is_due_because_history_was_lost() {
+    for seed in 1..=20 {
+        run(false, async {
+            let server = ApiServer::default();
+            let cluster = Cluster::of(server.clone(), None);
+            for number in 0..9 {
+                cluster.put(service(number, 0)).await;
+            }
+            cluster.put(node(1, 0)).await;
+            let mut source = start(&cluster, seed).await;
+            settle(&mut source, &cluster, Duration::from_secs(5)).await.unwrap();
+            server.set_outage(true);
+            cluster.delete("services", "default", "web-1").await;
+            cluster.delete("nodes", "", OWN).await;
+            cluster.put(slice(1, 2, 2)).await;
+            sleep(Duration::from_secs(600)).await;
+            server.compact();
+            server.set_outage(false);
+            let fresh = cluster.fresh().await;
+            let back = Instant::now();
+            while !source.status.borrow().connected {
+                assert!(back.elapsed() < Duration::from_secs(40), "seed {seed}: {:?}", source.status.borrow());
+                sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(**source.state.borrow(), fresh, "seed {seed}: it says that it is connected, and is behind");
+        });
+    }
+}
+
+#[test]
 fn a_list_that_lacks_more_than_half_is_believed_only_when_a_second_one_agrees() {
     run(false, async {
         let (server, cluster, mut source) = settled(10).await;
@@ -227,6 +286,73 @@ fn a_list_that_lacks_more_than_half_is_believed_only_when_a_second_one_agrees() 
     });
 }
 
+/// A server with 20 services, and what a source has kept of it on the disk.
+async fn kept_of_20() -> (ApiServer, Cluster, TempDir) {
+    let kept = tempfile::tempdir().unwrap();
+    let server = ApiServer::default();
+    let cluster = Cluster::of(server.clone(), None);
+    for number in 0..20 {
+        cluster.put(service(number, 0)).await;
+        cluster.put(slice(number, number, 2)).await;
+    }
+    cluster.put(node(1, 0)).await;
+    let source = start_in(&kept, &cluster, 1).await;
+    // What is known first is kept at once, what follows soon.
+    cluster.put(policy(1)).await;
+    sleep(Duration::from_secs(20)).await;
+    drop(source);
+    (server, cluster, kept)
+}
+
+#[test]
+fn a_start_without_the_server_goes_on_with_the_last_state_and_follows_when_it_is_back() {
+    run(false, async {
+        let (server, cluster, kept) = kept_of_20().await;
+        let before = cluster.fresh().await;
+        server.set_outage(true);
+        for number in 0..5 {
+            cluster.delete("services", "default", &format!("web-{number}")).await;
+            cluster.delete("endpointslices", "default", &format!("slice-{number}")).await;
+        }
+        cluster.put(service(90, 0)).await;
+        let begun = Instant::now();
+        let mut source = start_in(&kept, &cluster, 2).await;
+        assert!(begun.elapsed() < Duration::from_secs(1), "it started after {:?}", begun.elapsed());
+        assert_eq!(*source.state.borrow_and_update(), before.into());
+        let status = source.status.wait_for(|status| status.errors.len() == 5).await.unwrap().clone();
+        assert!(status.complete && !status.connected && status.objects == 42, "{status:?}");
+        sleep(Duration::from_secs(3600)).await;
+        assert!(!source.state.has_changed().unwrap());
+        server.set_outage(false);
+        settle(&mut source, &cluster, Duration::from_secs(40)).await.unwrap();
+        assert_eq!(names(&source), 16);
+        // With nothing on the disk there is nothing to go on with.
+        server.set_outage(true);
+        let blank = tempfile::tempdir().unwrap();
+        assert!(timeout(Duration::from_secs(600), start_in(&blank, &cluster, 3)).await.is_err(), "it went on with nothing");
+    });
+}
+
+#[test]
+fn a_first_list_that_lacks_more_than_half_of_what_was_kept_is_believed_only_when_a_second_one_agrees() {
+    run(false, async {
+        let (server, cluster, kept) = kept_of_20().await;
+        ["services", "endpointslices", "nodes"].iter().for_each(|plural| server.lose_next_list(plural));
+        let mut source = start_in(&kept, &cluster, 2).await;
+        assert_eq!(names(&source), 20);
+        settle(&mut source, &cluster, Duration::from_secs(10)).await.unwrap();
+        assert!(!source.state.has_changed().unwrap(), "something was taken away for a moment");
+        // What is really gone is believed.
+        drop(source);
+        for number in 0..19 {
+            cluster.delete("services", "default", &format!("web-{number}")).await;
+        }
+        let mut source = start_in(&kept, &cluster, 3).await;
+        settle(&mut source, &cluster, Duration::from_secs(10)).await.unwrap();
+        assert_eq!(names(&source), 1);
+    });
+}
+
 #[test]
 fn a_connection_that_dies_in_silence_is_noticed_within_35_seconds() {
     run(false, async {
@@ -252,7 +378,8 @@ fn nothing_is_known_before_every_kind_has_been_listed() {
         cluster.put(service(1, 0)).await;
         server.set_outage(true);
         let client = cluster.client();
-        let starting = tokio::spawn(async move { start_with(client, OWN, timing(), 1).await });
+        let nothing = tempfile::tempdir().unwrap();
+        let starting = tokio::spawn(async move { start_with(client, OWN, nothing.path(), timing(), 1).await });
         sleep(Duration::from_secs(600)).await;
         assert!(!starting.is_finished(), "it started from nothing");
         server.set_outage(false);

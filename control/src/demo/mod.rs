@@ -173,6 +173,9 @@ fn examine(lab: &Lab, options: &Options, progress: &dyn Fn(&str)) -> Result<Repo
     let (checks, rows) = lab.check_throughput(&lab.kinds_of_path()?, options.bulk_len, &mut |_| Ok(()))?;
     report.checks.extend(checks);
     report.throughput = rows;
+    progress("replacing the pods of a service one by one, under load");
+    report.checks.extend(lab.check_rolling_update(progress)?);
+    report.checks.extend(lab.check_node_loss(progress)?);
     for node in lab.nodes() {
         report.workers.extend(workers(node)?);
         let drops = node.drops()?.into_iter().filter(|(_, packets)| *packets > 0);

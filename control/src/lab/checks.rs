@@ -43,7 +43,7 @@ pub struct Throughput {
     pub gbit_per_second: f64,
 }
 
-fn check(group: &str, name: String, outcome: Result<String, String>) -> Check {
+pub(super) fn check(group: &str, name: String, outcome: Result<String, String>) -> Check {
     let (ok, detail) = match outcome {
         Ok(detail) => (true, detail),
         Err(detail) => (false, detail),

@@ -14,6 +14,7 @@
 //! is needed.
 
 pub mod checks;
+mod live;
 pub mod machine;
 pub mod manifest;
 pub mod matrix;
@@ -23,6 +24,7 @@ pub mod sandbox;
 
 mod error;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -39,7 +41,7 @@ pub use machine::{Dual, Machine};
 pub use node::{ClusterRanges, Node, NodeSettings};
 pub use sandbox::Sandbox;
 
-use crate::netlink::Netlink;
+use crate::netlink::{Family, Netlink};
 use machine::{ETH0, Underlay, default_routes, fresh_netns};
 use manifest::{EndpointSpec, NodeSpec, ServiceSpec, TrafficPolicy};
 
@@ -270,13 +272,14 @@ impl Lab {
         Ok(())
     }
 
-    /// Declares these services, and no others, on every node, and waits until every node knows them.
+    /// Declares these services, and no others, on every node whose daemon runs, and waits until each knows them.
     pub fn set_services(&self, services: Vec<ServiceSpec>) -> Result<(), LabError> {
         let text: String = services.iter().map(manifest::service).collect();
-        for node in &self.nodes {
+        let running = || self.nodes.iter().filter(|node| node.running());
+        for node in running() {
             node.write_manifest("services.yaml", &text)?;
         }
-        for node in &self.nodes {
+        for node in running() {
             self.wait_for_services(node, &services)?;
         }
         *self.services.lock().unwrap_or_else(PoisonError::into_inner) = services;
@@ -342,17 +345,22 @@ impl Lab {
         node.write_manifest("nodes.yaml", &text)
     }
 
-    /// `podgate backends` lists every endpoint of every service, so the tables are complete when each is there.
+    /// The tables are complete when `podgate backends` lists the endpoints of every service, and no other.
     fn wait_for_services(&self, node: &Node, services: &[ServiceSpec]) -> Result<(), LabError> {
         let patience = Duration::from_secs(10);
         let what = || format!("the declared services on {}", node.name());
         wait_until(patience, what, || {
             let listed = node.podgate(&["services", "-o", "json"])?;
-            let backends = node.podgate(&["backends", "-o", "json"])?;
-            let complete = services.iter().all(|service| {
-                listed.contains(&service.name) && service.endpoints.iter().all(|endpoint| backends.contains(&endpoint.addresses.v4.to_string()))
+            let backends = node.query(&["backends"])?;
+            let differs = services.iter().find(|service| {
+                let name = format!("{}/{}:tcp", manifest::NAMESPACE, service.name);
+                let rows = backends["backends"].as_array().into_iter().flatten().filter(|row| row["service"] == *name);
+                let known: BTreeSet<&str> = rows.filter_map(|row| row["address"].as_str()).collect();
+                let addresses = |endpoint: &EndpointSpec| Family::BOTH.map(|family| endpoint.addresses.server(family).to_string());
+                let wanted: BTreeSet<String> = service.endpoints.iter().flat_map(addresses).collect();
+                !listed.contains(&service.name) || !known.iter().eq(wanted.iter())
             });
-            Ok(if complete { None } else { Some(format!("`podgate services` says {listed}")) })
+            Ok(differs.map(|service| format!("{}: `podgate backends` says {backends}", service.name)))
         })
     }
 }

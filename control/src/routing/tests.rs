@@ -374,9 +374,11 @@ fn cleanup_leaves_the_host_as_it_was_found() {
     site.host_tun = None;
     let run = site.directory.join("run");
     std::fs::write(run.join("podgate.sock"), "").unwrap();
+    let known = state_dir.join("kubernetes.json");
+    std::fs::write(&known, "").unwrap();
     let traces = Traces { runtime_dir: &run, runtime_files: &["podgate.sock"], state_dir: &state_dir, host_device: "podgate" };
     let cleaned = cleanup(&site.node, &traces).unwrap();
-    assert!(cleaned.kept.is_empty(), "{cleaned:#?}");
+    assert!(cleaned.kept.is_empty() && !known.exists(), "{cleaned:#?}");
     pretty_equal(&site.snapshot(), &before);
     assert!(!run.exists(), "{:?}", std::fs::read_dir(&run).map(|entries| entries.flatten().collect::<Vec<_>>()));
     // Now that nothing is noted any more, the rule that looks like ours can only be taken for it.
@@ -445,6 +447,6 @@ fn what_somebody_removes_comes_back_and_a_lost_device_is_told() {
         until(&mut events, PATIENCE, changed(Side::Node)).await;
         assert!(site.is_as(&other, Side::Node));
         drop(plan_to);
-        tokio::time::timeout(second, running).await.expect("it ends with its plan").unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, running).await.expect("it ends with its plan").unwrap().unwrap();
     });
 }

@@ -3,6 +3,7 @@
 //! A source is level-triggered: it tells what *is*, never only what changed, so nothing that happened while it was not looking is lost.
 //! When it loses sight of its origin, the last state stays in force and [`SourceStatus`] says so.
 
+mod cache;
 mod directory;
 pub(crate) mod etcd;
 pub mod kubernetes;
@@ -21,6 +22,9 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Config, SourceConfig};
 use crate::model::ClusterState;
+
+/// Files in the state directory in which sources keep what their origins held.
+pub(crate) const KEPT_FILES: [&str; 2] = [etcd::CACHE, kubernetes::CACHE];
 
 /// A running source. Dropping it stops it.
 #[derive(Debug)]
@@ -161,13 +165,15 @@ pub enum SourceError {
     },
 }
 
-/// Starts the source that the configuration names. An API server that is away is waited for: this returns when it has told everything once. To be
-/// called inside a tokio runtime.
+/// Starts the source that the configuration names. An API server that is away is waited for, unless `stateDir` has what it said before. To be called
+/// inside a tokio runtime.
 pub async fn start(config: &Config, report: NodeReport) -> Result<Source, SourceError> {
     match &config.source {
         SourceConfig::Directory(path) => directory::start(path, report).await,
         SourceConfig::Etcd(etcd) => etcd::start(config, etcd, report).await,
-        SourceConfig::Kubernetes { server, kubeconfig } => kubernetes::start(server.as_deref(), kubeconfig.as_deref(), &config.node).await,
+        SourceConfig::Kubernetes { server, kubeconfig } => {
+            kubernetes::start(server.as_deref(), kubeconfig.as_deref(), &config.node, &config.state_dir).await
+        }
     }
 }
 

@@ -537,8 +537,9 @@ fn secured(bed: &Bed) -> Outcome {
     };
     fs::write(directory.join("san"), "subjectAltName=IP:192.0.2.250\n")?;
     openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca")?;
-    for name in ["server", "client"] {
-        openssl(&format!("req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"))?;
+    // With users, etcd's gateway takes no certificate with a common name.
+    for (name, subject) in [("server", "/CN=server"), ("client", "/O=podgate"), ("named", "/CN=client")] {
+        openssl(&format!("req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {name}.key -out {name}.csr -subj {subject}"))?;
         openssl(&format!("x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 2 -extfile san"))?;
     }
     let file = |name: &str| directory.join(name).display().to_string();
@@ -593,6 +594,9 @@ fn secured(bed: &Bed) -> Outcome {
         etcdctl(&["auth", "enable"])?;
         let (ok, said) = get(&with_certificate)?;
         assert!(!ok && said.contains("write source.etcd.user as name:password"), "without a user: {said}");
+        let named = format!(", cert: {}, key: {}, user: 'podgate:word'", file("named.pem"), file("named.key"));
+        let (ok, said) = get(&config("named.yaml", &named)?)?;
+        assert!(!ok && said.contains("no certificate with a common name: make one without for source.etcd.cert"), "with a name in it: {said}");
         let (ok, said) = get(&config("wrong.yaml", &format!("{credentials}, user: 'podgate:wrong'"))?)?;
         assert!(!ok && said.contains("check source.etcd.user") && !said.contains("wrong'"), "with a wrong password: {said}");
         let right = config("right.yaml", &format!("{credentials}, user: 'podgate:word'"))?;

@@ -1,6 +1,9 @@
 //! Kubernetes without a cluster: an unmodified `kubectl` against the conformance server, and two gateways that follow it.
 //!
 //! The gateways' token may do what `deploy/kubernetes/rbac.yaml` allows and nothing else.
+//!
+//! `PODGATE_APISERVER` does not count here, as it does in `control/tests/kubernetes.rs`: a real server cannot be reached from these namespaces, nor be
+//! asked to go away, to forget its history or to tell what a token made use of.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,8 +14,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use podgate::config::{Config, HostFacts, SourceConfig};
 use podgate::lab::manifest::{self, EndpointSpec, SERVICE_PORT, ServiceSpec, TrafficPolicy};
+use podgate::lab::program::bulk::Ticker;
 use podgate::lab::program::client;
 use podgate::lab::{Dual, Lab, LabError, Machine, Node, NodeSettings, wait_until};
 use podgate::netlink::Family;
@@ -30,6 +35,9 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 const RBAC: &str = include_str!("../../../deploy/kubernetes/rbac.yaml");
 const PATIENCE: Duration = Duration::from_secs(2);
+const TICK: Duration = Duration::from_millis(10);
+/// How long a connection may wait for an answer while its gateway is started anew.
+const RESTART_PATIENCE: Duration = Duration::from_secs(20);
 const PORT: u16 = 6443;
 
 /// Tokens.
@@ -43,7 +51,11 @@ fn main() -> ExitCode {
         let kubectl = Need::Program("kubectl");
         tests.add_if(kubectl, "kubectl lists, creates, edits, watches and deletes every kind that the server knows", kubectl_works);
         tests.add("the server must be who it says it is, and a token that is replaced in its file is taken up", over_tls);
-        tests.add_if(kubectl, "two gateways follow an API server, lose nothing while it is away and hear of removals afterwards", two_gateways);
+        tests.add_if(
+            kubectl,
+            "two gateways follow an API server, lose nothing while it is away, even by a restart, and hear of removals afterwards",
+            two_gateways,
+        );
     })
 }
 
@@ -54,20 +66,20 @@ struct Serving {
 }
 
 impl Serving {
-    fn start(server: &ApiServer, machine: &Machine) -> Try<Serving> {
+    fn start(server: &ApiServer, machine: &Machine, authority: &Authority) -> Try<Serving> {
         let address = SocketAddr::new(machine.addresses().of(Family::V4), PORT);
         // A socket belongs to the namespace that it was made in, whoever uses it.
         let listener = machine.run(|| TcpListener::bind(address))??;
         listener.set_nonblocking(true)?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let server = server.clone();
+        let (server, acceptor) = (server.clone(), authority.acceptor.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::spawn(move || {
             // With the runtime every connection ends, in whatever it was about to say.
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("a listener that does not block");
                 tokio::select! {
-                    served = server.serve(listener) => served.expect("the server serves"),
+                    served = server.serve(Tls { listener, acceptor }) => served.expect("the server serves"),
                     _ = stopped => {}
                 }
             });
@@ -94,8 +106,8 @@ struct Kubectl<'a> {
 }
 
 impl<'a> Kubectl<'a> {
-    fn new(machine: &'a Machine, directory: &Path) -> Try<Kubectl<'a>> {
-        let kubeconfig = kubeconfig(directory, machine, ADMIN)?;
+    fn new(machine: &'a Machine, directory: &Path, authority: &Authority) -> Try<Kubectl<'a>> {
+        let kubeconfig = kubeconfig(directory, machine, authority, ADMIN)?;
         Ok(Kubectl { machine, program: program("kubectl").ok_or("no kubectl")?, kubeconfig })
     }
 
@@ -115,13 +127,17 @@ impl<'a> Kubectl<'a> {
     }
 }
 
-/// A kubeconfig for who holds this token.
-fn kubeconfig(directory: &Path, machine: &Machine, token: &str) -> Try<PathBuf> {
+/// A kubeconfig for who holds this token. With TLS: over anything else `kubectl` sends no token.
+fn kubeconfig(directory: &Path, machine: &Machine, authority: &Authority, token: &str) -> Try<PathBuf> {
     let path = directory.join(if token == ADMIN { "admin.kubeconfig" } else { "gateway.kubeconfig" });
+    let certificate = path.with_extension("pem");
+    fs::write(&certificate, &authority.pem)?;
     let server = SocketAddr::new(machine.addresses().of(Family::V4), PORT);
     let text = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: \"http://{server}\"}}}}]\n\
-         users: [{{name: u, user: {{token: {token}}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+         clusters: [{{name: c, cluster: {{server: \"https://{server}\", certificate-authority: {}}}}}]\n\
+         users: [{{name: u, user: {{token: {token}}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n",
+        certificate.display()
     );
     fs::write(&path, text)?;
     Ok(path)
@@ -159,8 +175,9 @@ data: {color: red}
 fn kubectl_works(bed: &Bed) -> Outcome {
     let lab = Lab::builder(bed.sandbox(), &bed.binary()).named("kubectl").nodes(1).machines()?;
     let (server, outside) = (ApiServer::default(), lab.outside());
-    let _serving = Serving::start(&server, outside)?;
-    let kubectl = Kubectl::new(outside, lab.directory())?;
+    let authority = Authority::new(outside.addresses().of(Family::V4))?;
+    let _serving = Serving::start(&server, outside, &authority)?;
+    let kubectl = Kubectl::new(outside, lab.directory(), &authority)?;
     assert!(kubectl.ok(&["version"], "")?.contains("podgate-test"));
     let known = kubectl.ok(&["api-resources", "--no-headers"], "")?;
     for kind in ["Service", "EndpointSlice", "Node", "ConfigMap", "NetworkPolicy"] {
@@ -266,18 +283,27 @@ impl axum::serve::Listener for Tls {
     }
 }
 
-/// A certificate authority's certificate in PEM, and a server by it for `address`.
-fn authority(address: IpAddr) -> Try<(String, TlsAcceptor)> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate()?;
-    let pem = params.self_signed(&key)?.pem();
-    let issuer = Issuer::new(params, key);
-    let key = KeyPair::generate()?;
-    let certificate = CertificateParams::new(vec![address.to_string()])?.signed_by(&key, &issuer)?;
-    let key = PrivateKeyDer::try_from(key.serialize_der())?;
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key)?;
-    Ok((pem, TlsAcceptor::from(Arc::new(config))))
+/// A certificate authority, and a server by it.
+struct Authority {
+    /// The authority's certificate.
+    pem: String,
+    acceptor: TlsAcceptor,
+}
+
+impl Authority {
+    /// For a server at `address`.
+    fn new(address: IpAddr) -> Try<Authority> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate()?;
+        let pem = params.self_signed(&key)?.pem();
+        let issuer = Issuer::new(params, key);
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new(vec![address.to_string()])?.signed_by(&key, &issuer)?;
+        let key = PrivateKeyDer::try_from(key.serialize_der())?;
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key)?;
+        Ok(Authority { pem, acceptor: TlsAcceptor::from(Arc::new(config)) })
+    }
 }
 
 fn over_tls(bed: &Bed) -> Outcome {
@@ -285,7 +311,7 @@ fn over_tls(bed: &Bed) -> Outcome {
     let (directory, outside) = (lab.directory().to_owned(), lab.outside());
     let ip = outside.addresses().of(Family::V4);
     let address = SocketAddr::new(ip, PORT);
-    let ((trusted, acceptor), (stranger, _)) = (authority(ip)?, authority(ip)?);
+    let (Authority { pem: trusted, acceptor }, stranger) = (Authority::new(ip)?, Authority::new(ip)?.pem);
     let token = directory.join("token");
     fs::write(&token, "first\n")?;
     let configured = |name: &str, authority: &str| -> Try<Config> {
@@ -298,8 +324,9 @@ fn over_tls(bed: &Bed) -> Outcome {
             token.display()
         );
         fs::write(&path, text)?;
-        let text = "node: n1\nunderlay: {address: 192.0.2.1}\nsource: {directory: /}\n";
-        let config = Config::parse("podgate.yaml".as_ref(), text, &HostFacts::read())?;
+        let state = directory.join(name);
+        let text = format!("node: n1\nunderlay: {{address: 192.0.2.1}}\nstateDir: {}\nsource: {{directory: /}}\n", state.display());
+        let config = Config::parse("podgate.yaml".as_ref(), &text, &HostFacts::read())?;
         let source = SourceConfig::Kubernetes { server: Some(format!("https://{address}")), kubeconfig: Some(path) };
         Ok(Config { source, ..config })
     };
@@ -362,11 +389,21 @@ impl Stand<'_> {
         Ok(())
     }
 
-    fn wait_for_services(&self, patience: u64, there: &[&str], gone: &[&str]) -> Outcome {
+    /// Services and slices come by watches of their own, in either order: a service is there when its endpoints are.
+    fn wait_for_services(&self, patience: u64, there: &[&ServiceSpec], gone: &[&str]) -> Outcome {
         self.wait("the services as they are declared", patience, |node| {
             let listed = node.podgate(&["services", "-o", "json"])?;
-            let has = |name: &&str| listed.contains(&format!("default/{name}:"));
-            Ok(there.iter().all(&has) && !gone.iter().any(has))
+            let backends = node.query(&["backends"])?;
+            let rows: Vec<String> = backends["backends"].as_array().into_iter().flatten().map(Value::to_string).collect();
+            let has = |name: &str| listed.contains(&format!("default/{name}:"));
+            let whole = |spec: &&ServiceSpec| {
+                let row = |address: IpAddr| {
+                    let (service, address) = (format!("default/{}:", spec.name), address.to_string());
+                    rows.iter().any(|row| row.contains(&service) && row.contains(&address))
+                };
+                has(&spec.name) && spec.endpoints.iter().all(|endpoint| Family::BOTH.into_iter().all(|family| row(endpoint.addresses.of(family))))
+            };
+            Ok(there.iter().all(whole) && !gone.iter().any(|name| has(name)))
         })
     }
 
@@ -375,12 +412,43 @@ impl Stand<'_> {
         let Dual { v4, v6 } = spec.vips;
         for pod in self.lab.pods() {
             for vip in [IpAddr::V4(v4), IpAddr::V6(v6)] {
-                pod.machine().run(|| client::tcp(SocketAddr::new(vip, SERVICE_PORT), 20_000, PATIENCE))??;
+                let answer = pod.machine().run(|| client::tcp(SocketAddr::new(vip, SERVICE_PORT), 20_000, PATIENCE))?;
+                answer.map_err(|error| {
+                    let drops: Vec<String> = self.lab.nodes().iter().map(|node| node.podgate(&["drops"]).unwrap_or_default()).collect();
+                    format!("{} from {}: {error}\n{}", spec.name, pod.name(), drops.join("\n"))
+                })?;
             }
         }
         for node in self.lab.nodes() {
             let to = SocketAddr::new(node.machine().addresses().of(Family::V4), spec.node_port);
             self.lab.outside().run(|| client::tcp(to, 20_000, PATIENCE))??;
+        }
+        Ok(())
+    }
+
+    /// While the server is away a gateway is killed and started: its connections go on, and new ones are led by what it knew.
+    fn restarts_without_the_server(&self, services: &[&ServiceSpec]) -> Outcome {
+        let mut tickers = Vec::new();
+        for (pod, spec) in self.lab.pods().iter().zip(services) {
+            let to = SocketAddr::new(IpAddr::V4(spec.vips.v4), SERVICE_PORT);
+            tickers.push((format!("{} to {}", pod.name(), spec.name), Ticker::start(pod.machine().netns(), to, TICK, RESTART_PATIENCE)?));
+        }
+        let node = &self.lab.nodes()[0];
+        self.lab.restart(node, Signal::SIGKILL)?;
+        let source = &self.status(node)?["source"];
+        assert_eq!(source["connected"], false, "{source}");
+        services.iter().try_for_each(|spec| self.works(spec))?;
+        for (what, ticker) in &tickers {
+            // One answer may still be of before.
+            let before = ticker.answered();
+            let missing = || Ok((ticker.answered() < before + 2).then(|| "no further answer".to_owned()));
+            wait_until(RESTART_PATIENCE, || format!("answers on the connection of before, {what}"), missing)?;
+        }
+        assert!(node.log().contains("what it said before this start is in force"), "{}", node.log_tail(20));
+        for (what, ticker) in tickers {
+            let report = ticker.finish();
+            eprintln!("      {what}: {} answers, the longest pause {} ms", report.answered, report.longest_gap.as_millis());
+            assert!(report.broken.is_none() && report.answered > 0, "{what}: {:?}", report.broken);
         }
         Ok(())
     }
@@ -401,14 +469,15 @@ fn two_gateways(bed: &Bed) -> Outcome {
     let server = ApiServer::default();
     server.allow(ADMIN, None);
     server.allow(GATEWAY, Some(rules.clone()));
-    let kubectl = Kubectl::new(lab.outside(), lab.directory())?;
+    let authority = Authority::new(lab.outside().addresses().of(Family::V4))?;
+    let kubectl = Kubectl::new(lab.outside(), lab.directory(), &authority)?;
     let stand = Stand { lab: &lab, server, kubectl };
-    let serving = Serving::start(&stand.server, lab.outside())?;
+    let serving = Serving::start(&stand.server, lab.outside(), &authority)?;
     let nodes: String = lab.nodes().iter().map(|node| manifest::node(node.spec())).collect();
     stand.kubectl.ok(&["create", "-f", "-"], &nodes)?;
     let address = SocketAddr::new(lab.outside().addresses().of(Family::V4), PORT);
-    let kubeconfig = kubeconfig(lab.directory(), lab.outside(), GATEWAY)?;
-    let source = format!("kubernetes: {{server: \"http://{address}\", kubeconfig: {}}}", kubeconfig.display());
+    let kubeconfig = kubeconfig(lab.directory(), lab.outside(), &authority, GATEWAY)?;
+    let source = format!("kubernetes: {{server: \"https://{address}\", kubeconfig: {}}}", kubeconfig.display());
     let settings = NodeSettings { source: Some(source), ..NodeSettings::default() };
     for node in lab.nodes() {
         node.configure(&settings, &Lab::ranges())?;
@@ -430,7 +499,7 @@ fn two_gateways(bed: &Bed) -> Outcome {
     for spec in [&web, &far] {
         stand.kubectl.ok(&["apply", "-f", "-"], &manifest::service(spec))?;
     }
-    stand.wait_for_services(10, &["web", "far"], &["later"])?;
+    stand.wait_for_services(10, &[&web, &far], &["later"])?;
     stand.works(&web)?;
     stand.works(&far)?;
 
@@ -439,15 +508,21 @@ fn two_gateways(bed: &Bed) -> Outcome {
     stand.wait("that the source is not connected", 35, |node| Ok(stand.status(node)?["source"]["connected"] == false))?;
     stand.works(&web)?;
     stand.works(&far)?;
+    stand.wait("all that is known on the disk", 10, |node| {
+        let kept = fs::read_to_string(node.config().with_file_name("state").join("kubernetes.json")).unwrap_or_default();
+        let parts = ["web", "web-ipv4", "web-ipv6", "far", "far-ipv4", "far-ipv6"];
+        Ok(parts.iter().all(|name| kept.contains(&format!("\"name\":\"{name}\",\"namespace\""))))
+    })?;
+    stand.restarts_without_the_server(&[&web, &far])?;
     for family in ["ipv4", "ipv6"] {
         assert!(stand.server.delete("endpointslices", "default", &format!("web-{family}")));
     }
     assert!(stand.server.delete("services", "default", "web"));
     stand.server.compact();
-    let serving = Serving::start(&stand.server, lab.outside())?;
+    let serving = Serving::start(&stand.server, lab.outside(), &authority)?;
     stand.kubectl.ok(&["apply", "-f", "-"], &manifest::service(&later))?;
     stand.wait("that the source is connected", 60, |node| Ok(stand.status(node)?["source"]["connected"] == true))?;
-    stand.wait_for_services(10, &["far", "later"], &["web"])?;
+    stand.wait_for_services(10, &[&far, &later], &["web"])?;
     stand.works(&far)?;
     stand.works(&later)?;
     stand.refused(&web)?;

@@ -41,6 +41,12 @@ const PAGE_LEN: i64 = 500;
 /// A line of a watch is no longer than this, in bytes: etcd limits a transaction to 1.5 MiB, and a watch that catches up sends many at once.
 const LINE_LEN_MAX: usize = 256 << 20;
 
+/// So many characters of a plain text are told.
+const TEXT_LEN_MAX: usize = 200;
+/// With users, etcd's gateway refuses every certificate that has a common name, whatever token comes with the request (seen with 3.4.23): the name
+/// would be the user's, and the gateway cannot pass it on.
+const COMMON_NAME: &str = "CommonName of client";
+
 // Codes of gRPC (`google/rpc/code.proto`).
 const INVALID_ARGUMENT: u32 = 3;
 const DEADLINE_EXCEEDED: u32 = 4;
@@ -117,7 +123,13 @@ fn remedy(code: u32, message: &str) -> &'static str {
         UNAUTHENTICATED => "; check source.etcd.user (name:password)",
         INVALID_ARGUMENT if message.contains("user name is empty") => "; it asks for a user: write source.etcd.user as name:password",
         INVALID_ARGUMENT if message.contains("authentication failed") => "; check source.etcd.user (name:password)",
-        PERMISSION_DENIED => "; grant the user's role read and write of every key under source.etcd.prefix",
+        INVALID_ARGUMENT if message.contains(COMMON_NAME) => {
+            "; where it has users it takes no certificate with a common name: make one without for source.etcd.cert"
+        }
+        // With a client certificate a request without a user is refused in this way, too.
+        PERMISSION_DENIED => {
+            "; grant the user's role read and write of every key under source.etcd.prefix; if none is named, write source.etcd.user as name:password"
+        }
         RESOURCE_EXHAUSTED if message.contains("space exceeded") => "; compact and defragment it, then disarm its alarm (`etcdctl alarm disarm`)",
         _ => "",
     }
@@ -431,7 +443,12 @@ async fn failure(response: Response<Incoming>) -> Result<Response<Incoming>, Att
     let body = response.into_body().collect().await.map_err(|error| Attempt::Unable(chain(&error)))?.to_bytes();
     let failure: Failure = serde_json::from_slice(&body).unwrap_or_default();
     if failure.text().is_empty() {
-        return Err(Attempt::Unable(format!("HTTP {status}")));
+        // What stands before the gateway answers in plain text; a line of it says enough.
+        let said: String = String::from_utf8_lossy(&body).lines().next().unwrap_or_default().chars().take(TEXT_LEN_MAX).collect();
+        return Err(match said.contains(COMMON_NAME) {
+            true => Attempt::Refused { code: INVALID_ARGUMENT, message: said },
+            false => Attempt::Unable(format!("HTTP {status} {said}").trim_end().to_owned()),
+        });
     }
     let unable = matches!(failure.code, UNAVAILABLE | DEADLINE_EXCEEDED) || status == StatusCode::SERVICE_UNAVAILABLE;
     let message = failure.text().to_owned();

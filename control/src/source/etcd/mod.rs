@@ -9,15 +9,15 @@
 //! - *Compaction* ends a watch that is too far behind: then everything is listed.
 //! - *A list that takes more than half away* needs a second one that agrees: an etcd that was set up anew is not to empty every node by one
 //!   answer.
-//! - *While etcd is away* the last state stays in force; it is on the disk as well ([`cache`]), for a node that starts meanwhile. Addresses
+//! - *While etcd is away* the last state stays in force; it is on the disk as well ([`Cache`]), for a node that starts meanwhile. Addresses
 //!   are given out only as long as it is sure that nobody else can have been given the block ([`Tenure`]).
 //!
 //! Read first: etcd's `Documentation/learning/api.md`, `api_guarantees.md`.
 
-mod cache;
 pub(crate) mod client;
 mod endpoint;
 mod lease;
+mod machine;
 mod node;
 pub(crate) mod store;
 pub(crate) mod wire;
@@ -30,11 +30,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until, timeout};
 
+use super::cache::{Cache, KNOWN_LOOK};
 use super::{NodeReport, Source, SourceError, SourceIssue, SourceStatus, Tenure, unix_now};
 use crate::blocks::{Cut, Endings, Times};
 use crate::config::{Config, EtcdConfig};
 use crate::model::ClusterState;
-use cache::Cache;
 use client::{Backoff, Client, EtcdError, Watch};
 use lease::Lease;
 use store::{Keys, Own, Pair, Store};
@@ -42,10 +42,12 @@ use wire::{EventKind, KeyValue, WatchResponse};
 
 /// How long one watch is relied upon. With [`client`]'s time to open the next one, a silent connection is found out within 30 s.
 const WATCH_LIFETIME: Duration = Duration::from_secs(20);
-/// How long the start of a daemon waits for etcd before it goes on with what it knew.
+/// How long the start of a daemon waits for an etcd that answers, or of which nothing is known.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How often what etcd holds is kept on the disk, if it changed.
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// In the state directory.
+pub(super) const CACHE: &str = "etcd.json";
 /// How often the node's own affairs are looked at though nothing happened.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long what became of a write is waited for. A transaction that changed nothing is never told of.
@@ -59,10 +61,11 @@ const DOUBT_LEN_MIN: usize = 8;
 pub(super) async fn start(config: &Config, etcd: &EtcdConfig, report: NodeReport) -> Result<Source, SourceError> {
     let client = Client::new(etcd)?;
     let path = || config.state_dir.display().to_string();
-    let machine = cache::machine(&config.state_dir).map_err(|source| SourceError::Machine { path: path(), source })?;
-    let cache = Cache::new(&config.state_dir, &etcd.prefix);
+    let machine = machine::name(&config.state_dir).map_err(|source| SourceError::Machine { path: path(), source })?;
+    let cache = Cache::new(&config.state_dir, CACHE, &format!("etcd under {}", etcd.prefix));
     let mut store = Store::new(Keys::new(&etcd.prefix), Own { node: config.node.clone(), pod_cidrs: config.pod_cidrs.clone() });
-    store.replace(cache.load());
+    store.replace(cache.load(|pair| pair));
+    let known = store.len() > 0;
 
     let (states, state) = watch::channel(Arc::default());
     let first = SourceStatus { kind: "etcd", connected: false, complete: false, errors: Vec::new(), last_change: None, objects: 0 };
@@ -96,9 +99,11 @@ pub(super) async fn start(config: &Config, etcd: &EtcdConfig, report: NodeReport
     };
     follower.publish();
     let task = tokio::spawn(follower.run());
-    let mut ready = tenure.clone();
+    let (mut contact, mut ready) = (status.clone(), tenure.clone());
     // Connected, and with a block of its own; else the daemon starts with what is known, and follows later.
-    let _ = timeout(FIRST_LOOK, ready.wait_for(|tenure| !tenure.blocks.is_empty())).await;
+    if !known || timeout(KNOWN_LOOK, contact.wait_for(|status| status.connected)).await.is_ok() {
+        let _ = timeout(FIRST_LOOK, ready.wait_for(|tenure| !tenure.blocks.is_empty())).await;
+    }
     Ok(Source { state, status, announcement: None, tenure: Some(tenure), report, task })
 }
 

@@ -7,8 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use tower::util::MapRequestLayer;
+
+use super::token::TokenFile;
 
 /// How long a connection to the server may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,6 +54,14 @@ pub enum AccessError {
     /// The pod has no credentials.
     #[error("the pod's service account cannot be used: {0}; set automountServiceAccountToken, or give a kubeconfig")]
     ServiceAccount(String),
+    /// The file of a token holds none.
+    #[error("tokenFile: {path}: {reason}; it must hold the token and nothing else, readable by the daemon")]
+    Token {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// No client can be made of it.
     #[error("TLS cannot be set up: {0}; check the certificates that the kubeconfig names")]
     Tls(String),
@@ -76,7 +88,7 @@ impl Server {
     }
 
     /// Reads credentials again: certificates and tokens that stand in a kubeconfig are replaced there when they expire. (A token in a file
-    /// of its own, as in a pod, is read again by the client itself.)
+    /// of its own, as in a pod, is read for each request: [`TokenFile`].)
     pub async fn renew(&self) {
         let Some(configured) = &self.configured else { return };
         let renewed = match configured.config().await {
@@ -116,8 +128,13 @@ fn pod<E: std::fmt::Display>(config: Result<Config, E>) -> Result<Config, Access
     config.map_err(|error| AccessError::ServiceAccount(error.to_string()))
 }
 
-fn make(config: Config) -> Result<Client, AccessError> {
-    Client::try_from(config).map_err(|error| AccessError::Tls(super::chain(&error)))
+fn make(mut config: Config) -> Result<Client, AccessError> {
+    let token = TokenFile::take(&mut config.auth_info)?;
+    let builder = ClientBuilder::try_from(config).map_err(|error| AccessError::Tls(super::chain(&error)))?;
+    Ok(match token {
+        Some(mut token) => builder.with_layer(&MapRequestLayer::new(move |request| token.sign(request))).build(),
+        None => builder.build(),
+    })
 }
 
 /// A URL with a scheme and a host, and nobody's password in it.

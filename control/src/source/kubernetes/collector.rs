@@ -1,4 +1,4 @@
-//! Puts together what the reflectors tell, and publishes it: one state out of all kinds, as soon as every kind has been listed.
+//! Puts together what the reflectors tell, and publishes it: one state out of all kinds, which is whole as soon as every kind has been listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,8 +26,10 @@ pub(super) struct Collector {
     /// What this node's own annotations say, as the server has it; `None` while the server has no such node.
     pub own: watch::Sender<Option<[Option<String>; 2]>>,
     /// Is sent once every kind has been listed.
-    pub complete: Option<oneshot::Sender<()>>,
+    pub all_listed: Option<oneshot::Sender<()>>,
     pub listed: BTreeSet<&'static str>,
+    /// Whether the first state is a whole one, of before this start.
+    pub kept: bool,
     /// What is wrong with a kind's connection.
     pub ailing: BTreeMap<&'static str, SourceIssue>,
     /// Objects that say something impossible.
@@ -128,18 +130,19 @@ impl Collector {
     }
 
     fn publish(&mut self, next: Arc<ClusterState>) {
-        let complete = self.listed.len() == KINDS.len();
+        let all_listed = self.listed.len() == KINDS.len();
         let changed = !Arc::ptr_eq(&self.states.borrow(), &next);
         let last_change = if changed { Some(unix_now()) } else { self.statuses.borrow().last_change };
         let issues = self.ailing.values().chain(self.faults.values()).chain(&self.announcement).cloned().collect();
-        let connected = complete && self.ailing.is_empty();
+        let connected = all_listed && self.ailing.is_empty();
+        let complete = all_listed || self.kept;
         let status = SourceStatus { kind: "kubernetes", connected, complete, errors: issues, last_change, objects: next.len() };
         // The state first: who sees that the source is connected finds the state that it is connected with.
         if changed {
             self.states.send_replace(next);
         }
         self.statuses.send_if_modified(|known| std::mem::replace(known, status.clone()) != status);
-        if complete && let Some(waiting) = self.complete.take() {
+        if all_listed && let Some(waiting) = self.all_listed.take() {
             // Nobody waits if the start was given up.
             let _ = waiting.send(());
         }

@@ -2,16 +2,18 @@
 //!
 //! Each kind has a `reflector` that lists and watches it; the `collector` makes one state of what they tell; the `announce`r keeps this
 //! node's own announcement on its Node. Nothing is published before every kind has been listed once: half a cluster would look like one
-//! whose other half has been removed.
+//! whose other half has been removed. What was published is on the disk as well ([`kept`]), for a gateway that starts while the server is away.
 //!
 //! What it may do is in `deploy/kubernetes/rbac.yaml`, and it needs exactly that.
 
 mod access;
 mod announce;
 mod collector;
+mod kept;
 mod kinds;
 mod reflector;
 mod timing;
+mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -21,8 +23,11 @@ use std::sync::Arc;
 use kube::Client;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+use super::cache::{Cache, KNOWN_LOOK};
 use super::{NodeReport, Source, SourceError, SourceStatus};
+use crate::model::{ClusterState, Object, ObjectKey};
 pub use access::AccessError;
 use access::Server;
 use announce::Announcer;
@@ -35,16 +40,19 @@ use timing::{Backoff, Jitter};
 /// So many updates may wait for the collector before reflectors wait for it.
 const QUEUE: usize = 4096;
 
-/// Connects as configured, and returns when every kind has been listed.
-pub(super) async fn start(server: Option<&str>, kubeconfig: Option<&Path>, node: &str) -> Result<Source, SourceError> {
+/// In the state directory.
+pub(super) const CACHE: &str = "kubernetes.json";
+
+/// Connects as configured, and returns when every kind has been listed; or soon, where something is kept in `state_dir`.
+pub(super) async fn start(server: Option<&str>, kubeconfig: Option<&Path>, node: &str, state_dir: &Path) -> Result<Source, SourceError> {
     let server = Server::open(server, kubeconfig).await?;
     tracing::info!(server = server.url, "source.kubernetes: waiting for the first lists");
-    follow(server, node, Timing::default(), Jitter::new(None)).await
+    follow(server, node, state_dir, Timing::default(), Jitter::new(None)).await
 }
 
 /// Follows the server that `client` leads to, for tests: `node` is this node's name, and `seed` decides what is otherwise left to chance.
-pub async fn start_with(client: Client, node: &str, timing: Timing, seed: u64) -> Result<Source, SourceError> {
-    follow(Server::with(client, "the server"), node, timing, Jitter::new(Some(seed))).await
+pub async fn start_with(client: Client, node: &str, state_dir: &Path, timing: Timing, seed: u64) -> Result<Source, SourceError> {
+    follow(Server::with(client, "the server"), node, state_dir, timing, Jitter::new(Some(seed))).await
 }
 
 /// Whether the server serves this node as configured, for `podgate doctor`: its URL, and the `Date` of its answer if it has one. One node is
@@ -64,23 +72,30 @@ pub(crate) async fn reach(server: Option<&str>, kubeconfig: Option<&Path>) -> Re
     }
 }
 
-async fn follow(server: Server, node: &str, timing: Timing, mut jitter: Jitter) -> Result<Source, SourceError> {
+async fn follow(server: Server, node: &str, state_dir: &Path, timing: Timing, mut jitter: Jitter) -> Result<Source, SourceError> {
     let server = Arc::new(server);
+    let cache = Cache::new(state_dir, CACHE, &server.url);
+    let objects = kept::load(&cache);
+    let keys: Vec<ObjectKey> = objects.iter().map(Object::key).collect();
+    let known: Arc<ClusterState> = Arc::new(objects.into_iter().collect());
+    // Only what was whole is kept.
+    let complete = !known.is_empty();
+    let first = SourceStatus { kind: "kubernetes", connected: false, complete, errors: Vec::new(), last_change: None, objects: known.len() };
     let (updates, received) = mpsc::channel::<Update>(QUEUE);
-    let (states, state) = watch::channel(Arc::default());
-    let empty = SourceStatus { kind: "kubernetes", connected: false, complete: false, errors: Vec::new(), last_change: None, objects: 0 };
-    let (statuses, status) = watch::channel(empty);
+    let (states, state) = watch::channel(known.clone());
+    let (statuses, status) = watch::channel(first);
     let (own, found) = watch::channel(None);
     let (announcement, wanted) = watch::channel(None);
-    let (complete, completed) = oneshot::channel();
+    let (listed, completed) = oneshot::channel();
     let collector = Collector {
         url: server.url.clone(),
         node: node.to_owned(),
         states,
         statuses,
         own,
-        complete: Some(complete),
+        all_listed: Some(listed),
         listed: BTreeSet::new(),
+        kept: complete,
         ailing: BTreeMap::new(),
         faults: BTreeMap::new(),
         announcement: None,
@@ -88,17 +103,26 @@ async fn follow(server: Server, node: &str, timing: Timing, mut jitter: Jitter) 
     // Dropping the set ends what is in it; it lives in the task that the source owns.
     let mut tasks = JoinSet::new();
     for kind in KINDS {
-        tasks.spawn(Reflector::new(kind, server.clone(), timing, jitter.split(), updates.clone()).run());
+        let known = keys.iter().filter(|key| &*key.kind == kind.name).cloned().collect();
+        tasks.spawn(Reflector::new(kind, server.clone(), timing, jitter.split(), updates.clone(), known).run());
     }
     let announcer =
         Announcer { server, node: node.to_owned(), answer: timing.answer, backoff: Backoff::new(&timing, jitter.split()), wanted, found, updates };
     tasks.spawn(announcer.run());
     tasks.spawn(collector.run(received));
+    tasks.spawn(kept::keep(cache, state.clone(), status.clone()));
     let task = tokio::spawn(async move { while tasks.join_next().await.is_some() {} });
     // Its own Node is the API server's to describe, but for the announcement.
     let (report, _) = watch::channel(NodeReport::default());
     let source = Source { state, status, announcement: Some(announcement), tenure: None, report, task };
-    completed.await.map_err(|_| SourceError::Ended)?;
+    if !complete {
+        completed.await.map_err(|_| SourceError::Ended)?;
+    } else if timeout(KNOWN_LOOK, completed).await.is_err() {
+        tracing::warn!(
+            objects = known.len(),
+            "source.kubernetes: the server has not told everything yet; what it said before this start is in force"
+        );
+    }
     Ok(source)
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Reflector {
     backoff: Backoff,
     /// Every object that was told and not taken back.
     known: BTreeSet<ObjectKey>,
+    /// The last watch could not go on, and none has since.
+    relisting: bool,
 }
 
 /// A list, whole.
@@ -92,8 +94,16 @@ enum Failure {
 struct Stopped;
 
 impl Reflector {
-    pub fn new(kind: Kind, server: Arc<Server>, timing: Timing, jitter: Jitter, updates: mpsc::Sender<Update>) -> Reflector {
-        Reflector { kind, server, timing, updates, backoff: Backoff::new(&timing, jitter), known: BTreeSet::new() }
+    /// Of `kind`, of which `known` are told already.
+    pub fn new(
+        kind: Kind,
+        server: Arc<Server>,
+        timing: Timing,
+        jitter: Jitter,
+        updates: mpsc::Sender<Update>,
+        known: BTreeSet<ObjectKey>,
+    ) -> Reflector {
+        Reflector { kind, server, timing, updates, backoff: Backoff::new(&timing, jitter), known, relisting: false }
     }
 
     /// Follows the kind until nobody listens any more.
@@ -202,7 +212,12 @@ impl Reflector {
                 Err(Failure::Passing(reason)) => self.fail(reason).await?,
                 Err(Failure::Brief) => self.backoff.wait().await,
                 Err(Failure::Stale(reason)) => {
-                    tracing::info!("source.kubernetes: {}: listing again: {reason}", self.at());
+                    // Until the list is read nobody knows what is missing.
+                    self.health(Err(format!("listing again: {reason}"))).await?;
+                    // The server answers: how long it took to reach it is no reason to wait, that the last list was of no use is.
+                    if !std::mem::replace(&mut self.relisting, true) {
+                        self.backoff.reset();
+                    }
                     self.backoff.wait().await;
                     return Ok(());
                 }
@@ -239,6 +254,7 @@ impl Reflector {
         let outcome = self.take_events(pin!(stream), deadline, version).await?;
         if *version != before || opened.elapsed() >= SHORT_WATCH {
             self.backoff.reset();
+            self.relisting = false;
             return Ok(outcome);
         }
         Ok(outcome.and(Err(Failure::Brief)))
