@@ -100,8 +100,12 @@ fn run(options: &Options, sandbox: &Sandbox) -> anyhow::Result<()> {
     run.leave_out_what_is_missing(&mut chosen);
     for group in [Group::Nodes, Group::Services, Group::Memory] {
         let chosen: Vec<&Workload> = chosen.iter().filter(|workload| workload.subjects.iter().any(|subject| subject.group() == group)).collect();
-        if !chosen.is_empty() {
-            run.group(group, &chosen)?;
+        // What was measured before is worth telling, whatever becomes of the rest.
+        if !chosen.is_empty()
+            && let Err(error) = run.group(group, &chosen)
+        {
+            run.progress(&format!("failed: {error:#}"));
+            run.report.fault(format!("{error:#}"));
         }
     }
     let report = run.report;
