@@ -160,6 +160,8 @@ impl Run<'_> {
         subjects.dedup();
         self.progress("building what carries the packets: Podgate's nodes, and its peers");
         let bed = Bed::build(self.plan, &subjects)?;
+        // The others are measured all the same.
+        bed.unbuilt().iter().for_each(|why| self.report.fault(why.clone()));
         chosen.iter().try_for_each(|workload| self.workload(workload, Some(&bed)))
     }
 

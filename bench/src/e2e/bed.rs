@@ -22,6 +22,7 @@ use super::workload::Scale;
 pub struct Bed {
     clusters: BTreeMap<Subject, Lab>,
     peers: BTreeMap<Subject, Peer>,
+    unbuilt: Vec<String>,
 }
 
 /// Packets dropped so far, by node and reason.
@@ -43,7 +44,7 @@ pub struct Plan<'a> {
 impl Bed {
     /// Builds `subjects`.
     pub fn build(plan: Plan<'_>, subjects: &[Subject]) -> anyhow::Result<Bed> {
-        let mut bed = Bed { clusters: BTreeMap::new(), peers: BTreeMap::new() };
+        let mut bed = Bed { clusters: BTreeMap::new(), peers: BTreeMap::new(), unbuilt: Vec::new() };
         for subject in subjects {
             let cluster = match subject {
                 Subject::Podgate | Subject::PodgateSegmented | Subject::PodgateCard => plan.nodes(*subject),
@@ -65,9 +66,17 @@ impl Bed {
             building.into_iter().map(|(subject, thread)| (subject, thread.join().expect("building does not panic"))).collect()
         });
         for (subject, peer) in built {
-            bed.peers.insert(subject, peer.with_context(|| format!("cannot build {}", subject.name()))?);
+            match peer.with_context(|| format!("cannot build {}", subject.name())) {
+                Ok(peer) => drop(bed.peers.insert(subject, peer)),
+                Err(error) => bed.unbuilt.push(format!("{error:#}")),
+            }
         }
         Ok(bed)
+    }
+
+    /// Peers that could not be built, and why.
+    pub fn unbuilt(&self) -> &[String] {
+        &self.unbuilt
     }
 
     /// The ends of `subject`, which was built and carries between such places.
@@ -80,7 +89,7 @@ impl Bed {
             Subject::PodgateDirect(count) => (Subject::PodgateServices(count), Dial::Direct),
             _ => (subject, Dial::Direct),
         };
-        let pods = self.clusters[&cluster].pods();
+        let pods = self.clusters.get(&cluster).with_context(|| format!("{} could not be built", subject.name()))?.pods();
         let to: Vec<&Arc<Pod>> = match (cluster, place) {
             (Subject::PodgateServices(_), _) => pods[1..].iter().collect(),
             (_, Place::SameNode) => vec![&pods[1]],
