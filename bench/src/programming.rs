@@ -1,7 +1,7 @@
 //! The control side in memory: from objects to tables that workers read.
 //!
 //! A cluster of many services is compiled from nothing; then one endpoint changes, from its event's bytes to the last worker's pin of the new
-//! snapshot. Workers are threads that look for a new snapshot as they do between batches, without packets.
+//! snapshot. Workers are threads that wait to be woken and then look for a new snapshot, as those of an idle gateway do.
 
 use std::fs;
 use std::hint::black_box;
@@ -61,16 +61,19 @@ impl Programming {
         let (mut publisher, readers) = publish::channel(Arc::new(current.snapshot.clone()), workers);
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
-            for reader in &readers {
-                scope.spawn(|| {
-                    let mut session = reader.enter();
-                    while !over.load(Ordering::Relaxed) {
-                        black_box(session.refresh().generation);
-                        // With fewer cores than workers, as a worker that waits for packets.
-                        thread::yield_now();
-                    }
-                });
-            }
+            let workers: Vec<_> = readers
+                .iter()
+                .map(|reader| {
+                    scope.spawn(|| {
+                        let mut session = reader.enter();
+                        while !over.load(Ordering::Relaxed) {
+                            black_box(session.refresh().generation);
+                            thread::park();
+                        }
+                    })
+                })
+                .collect();
+            let wake = || workers.iter().for_each(|worker| worker.thread().unpark());
             let mut measure = || -> anyhow::Result<Vec<f64>> {
                 let mut times = Vec::new();
                 for turn in 1..=changes {
@@ -79,6 +82,7 @@ impl Programming {
                     let next = self.apply(&current, &event)?;
                     let generation = next.snapshot.generation;
                     publisher.publish(Arc::new(next.snapshot.clone()));
+                    wake();
                     while publisher.seen().iter().any(|seen| *seen < generation) {
                         thread::yield_now();
                     }
@@ -91,6 +95,7 @@ impl Programming {
             };
             let times = measure();
             over.store(true, Ordering::Relaxed);
+            wake();
             times
         })
     }
