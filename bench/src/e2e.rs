@@ -199,7 +199,7 @@ impl Run<'_> {
         self.report.add(workload.name, &names, &samples);
         if let (Some(bed), Some(before)) = (bed, drops) {
             for (node, reason, packets) in bed.drops_since(&before)? {
-                self.report.dropped(workload.name, &node, &reason, packets);
+                self.report.dropped(workload.name, workload.load.explains(), &node, &reason, packets);
             }
         }
         Ok(())

@@ -214,7 +214,11 @@ impl<'a> Client<'a> {
             if self.phase.over() {
                 // What has begun is brought to its end, or a late answer would meet a socket that is gone.
                 let until = *last_moment.get_or_insert_with(|| Instant::now() + LEAVE_TAKING);
-                if self.idle.len() == self.slots.len() || Instant::now() > until {
+                if self.idle.len() == self.slots.len() {
+                    break;
+                }
+                if Instant::now() > until {
+                    self.seen.failed += (self.slots.len() - self.idle.len()) as u64;
                     break;
                 }
             } else {
@@ -348,9 +352,10 @@ impl<'a> Client<'a> {
     fn free(&mut self, slot: usize, well: bool) {
         self.slots[slot] = Slot::default();
         self.idle.push(slot);
+        // A connection that fails before or after what counts is as much a fault.
+        self.seen.failed += u64::from(!well);
         if self.phase.counts() {
             self.seen.done += u64::from(well);
-            self.seen.failed += u64::from(!well);
         }
     }
 }
