@@ -13,7 +13,7 @@ use podgate_core::verdict::Verdict;
 
 const PLAIN: Offload = Offload { checksum: Checksum::Full, gso: Gso::None };
 
-criterion_group!(name = benches; config = cpu_time::criterion(); targets = flow_hits, a_million_flows, plain, opened, superframes);
+criterion_group!(name = benches; config = cpu_time::criterion(); targets = flow_hits, flows, workers, plain, opened, superframes);
 criterion_main!(benches);
 
 fn bench<const N: usize>(group: &mut BenchmarkGroup<'_, CpuTime>, name: &str, world: &mut World, traffic: &mut Traffic) {
@@ -34,12 +34,52 @@ fn flow_hits(c: &mut Criterion<CpuTime>) {
     }
 }
 
-/// The same with a table of a million, most of it out of every cache.
-fn a_million_flows(c: &mut Criterion<CpuTime>) {
-    let mut group = c.benchmark_group("flow hit, 1 M flows, 64 B");
-    let (mut world, mut traffic) = known(Family::V4, protocol::UDP, 1_000_000);
-    bench::<32>(&mut group, "udp v4", &mut world, &mut traffic);
-    bench::<64>(&mut group, "udp v4", &mut world, &mut traffic);
+/// The same by the number of flows: from one, whose record is in the first cache, to a million, most of them out of every cache.
+fn flows(c: &mut Criterion<CpuTime>) {
+    let mut group = c.benchmark_group("flow hit by flows, 64 B");
+    for count in [1, 100, 1_000, 10_000, 100_000, 1_000_000] {
+        let (mut world, mut traffic) = known(Family::V4, protocol::UDP, count);
+        bench::<32>(&mut group, &format!("{count} flows"), &mut world, &mut traffic);
+    }
+}
+
+/// The same by the number of workers, each with flows of its own in one table. Each thread's own CPU time for its packets, so that equal
+/// figures mean that workers do not hinder one another.
+fn workers(c: &mut Criterion<CpuTime>) {
+    const FLOWS: u32 = 10_000;
+    let mut group = c.benchmark_group("flow hit by workers, 64 B");
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u16);
+    for count in 1..=cores {
+        let mut first = World::new(FLOWS as usize * 5 / 4);
+        let packets = |flags| to_services(Family::V4, protocol::TCP, FLOWS, 64, flags);
+        first.send_all::<64>(&mut Traffic::new(packets(SYN), PLAIN, Ingress::Pods), |verdict| *verdict == Verdict::ToPods);
+        let mut worlds: Vec<World> = (1..count).map(|worker| first.another(worker)).collect();
+        worlds.push(first);
+        let packets = packets(ACK);
+        let traffics = packets.chunks_exact((FLOWS / u32::from(count)) as usize).map(|own| Traffic::new(own.to_vec(), PLAIN, Ingress::Pods));
+        let mut all: Vec<(World, Traffic)> = worlds.into_iter().zip(traffics).collect();
+        group.throughput(Throughput::Elements(32));
+        group.bench_function(format!("{count} workers"), |b| {
+            b.iter_custom(|iterations| {
+                let spent: Duration = std::thread::scope(|scope| {
+                    let threads: Vec<_> = all
+                        .iter_mut()
+                        .map(|(world, traffic)| {
+                            scope.spawn(move || {
+                                let start = thread_cpu_time();
+                                for _ in 0..iterations {
+                                    black_box(world.run(&mut traffic.next_batch::<32>()).len());
+                                }
+                                thread_cpu_time() - start
+                            })
+                        })
+                        .collect();
+                    threads.into_iter().map(|thread| thread.join().expect("a worker does not panic")).sum()
+                });
+                spent / u32::from(count)
+            })
+        });
+    }
 }
 
 /// Packets that need no flow.

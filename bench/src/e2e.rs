@@ -3,12 +3,19 @@
 //! Absolute figures say little on a machine that others use; what counts is the ratio of two subjects measured right after one another.
 //! So every round measures each subject once, and the ratio given is the median of the rounds' ratios. Everything happens in namespaces
 //! of a sandbox that leaves nothing behind ([`podgate::lab::sandbox`]).
+//!
+//! `workload` lists what is measured and by whom, `bed` and `peer` build who carries it, `load` makes the traffic, `report` and `plot` tell.
 
+mod bed;
+pub(crate) mod load;
+mod memory;
+mod peer;
 mod plot;
 mod reflector;
 mod report;
-pub(crate) mod stream;
+mod services;
 mod subject;
+mod workload;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,18 +24,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use podgate::lab::Sandbox;
 
+use bed::{Bed, Plan};
+use load::transactions::Pace;
+use load::transactions::{crr, rr};
+use load::{Sample, change, datagrams, iperf, overload, stream};
 use report::Report;
-use stream::Sample;
-use subject::{Bed, Place, Subject};
+use subject::Subject;
+use workload::{Group, Load, Scale, Workload};
 
 /// What `podgate-bench e2e` can be told.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Only this workload; may be repeated
-    #[arg(long = "workload", value_name = "NAME", value_parser = workload_names())]
+    #[arg(long = "workload", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::from(workload::names()))]
     workloads: Vec<String>,
     /// Beside this peer only; may be repeated
-    #[arg(long = "peer", value_name = "NAME", value_parser = peer_names())]
+    #[arg(long = "peer", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::from(Subject::PEERS))]
     peers: Vec<String>,
     /// Rounds, each of which measures every subject once
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -36,7 +47,7 @@ pub struct Options {
     /// Seconds of each measurement, after half a second to warm up
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
     seconds: f64,
-    /// One round of one second: does it run, not how fast
+    /// One round of a fraction of a second, with a hundred services at most: does it run, not how fast
     #[arg(long)]
     quick: bool,
     /// Write the rows there as JSON
@@ -53,79 +64,163 @@ pub struct Options {
     workers: u16,
 }
 
-/// A kind of traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Workload {
-    /// Its name on the command line and in reports.
-    name: &'static str,
-    /// From where to where.
-    place: Place,
-    /// TCP connections at once.
-    flows: usize,
-}
+/// Seconds of a measurement of the quick form.
+const QUICK_SECONDS: f64 = 0.3;
 
-const WORKLOADS: [Workload; 4] = [
-    Workload { name: "stream-same-node", place: Place::SameNode, flows: 1 },
-    Workload { name: "stream-same-node-4", place: Place::SameNode, flows: 4 },
-    Workload { name: "stream-between-nodes", place: Place::BetweenNodes, flows: 1 },
-    Workload { name: "stream-between-nodes-4", place: Place::BetweenNodes, flows: 4 },
+/// What could take part by its nature and does not, and why.
+const NOT_MEASURED: [&str; 2] = [
+    "flannel's udp backend is not measured: no Debian package has it",
+    "tun-rs's offload path is not measured: the reflector is the same path without its buffers",
 ];
-
-fn workload_names() -> clap::builder::PossibleValuesParser {
-    WORKLOADS.map(|workload| workload.name).into()
-}
-
-fn peer_names() -> clap::builder::PossibleValuesParser {
-    Subject::ALL.into_iter().filter(|subject| *subject != Subject::Podgate).map(Subject::name).collect::<Vec<_>>().into()
-}
 
 /// Runs the benchmarks. Must be called while the process has one thread only.
 pub fn main(options: &Options) -> ExitCode {
     crate::in_a_sandbox(|sandbox| run(options, sandbox))
 }
 
+struct Run<'a> {
+    plan: Plan<'a>,
+    rounds: u32,
+    duration: Duration,
+    start: Instant,
+    report: Report,
+}
+
 fn run(options: &Options, sandbox: &Sandbox) -> anyhow::Result<()> {
     ensure!(options.seconds > 0.0 && options.seconds <= 3600.0, "--seconds takes more than 0 and at most 3600, not {}", options.seconds);
-    let chosen: Vec<Workload> = WORKLOADS.into_iter().filter(|workload| picked(&options.workloads, workload.name)).collect();
-    let (rounds, duration) = if options.quick { (1, Duration::from_secs(1)) } else { (options.pairs, Duration::from_secs_f64(options.seconds)) };
-    let start = Instant::now();
-    let progress = |what: &str| eprintln!("{:>6.1} s  {what}", start.elapsed().as_secs_f64());
-    let subjects: Vec<Subject> =
-        Subject::ALL.into_iter().filter(|subject| *subject == Subject::Podgate || picked(&options.peers, subject.name())).collect();
-    let places: Vec<Place> = [Place::SameNode, Place::BetweenNodes].into_iter().filter(|p| chosen.iter().any(|w| w.place == *p)).collect();
-
-    progress("building what carries the packets: Podgate's nodes, and its peers");
-    let bed = Bed::build(sandbox, &binary(options.podgate.as_deref())?, options.workers, &subjects, &places)?;
-    let mut report = Report::new(rounds, duration);
-    for workload in chosen {
-        let subjects: Vec<Subject> = subjects.iter().copied().filter(|subject| subject.carries(workload.place)).collect();
-        let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); subjects.len()];
-        let drops = bed.drops()?;
-        for round in 1..=rounds {
-            for (subject, samples) in subjects.iter().zip(&mut samples) {
-                let ends = bed.ends(*subject, workload.place);
-                let sample = stream::measure(ends, workload.flows, duration)
-                    .with_context(|| format!("{} over {} came to nothing", workload.name, subject.name()))?;
-                progress(&format!("{}, round {round} of {rounds}: {:>17} {:6.2} Gb/s", workload.name, subject.name(), sample.gbit_per_s()));
-                samples.push(sample);
-            }
-        }
-        report.add(workload.name, &subjects, &samples);
-        for (node, reason, packets) in bed.drops_since(&drops)? {
-            report.dropped(workload.name, &node, &reason, packets);
+    let (rounds, seconds, scale) = if options.quick { (1, QUICK_SECONDS, Scale::QUICK) } else { (options.pairs, options.seconds, Scale::FULL) };
+    let binary = binary(options.podgate.as_deref())?;
+    let duration = Duration::from_secs_f64(seconds);
+    let plan = Plan { sandbox, binary: &binary, workers: options.workers, scale };
+    let mut run = Run { plan, rounds, duration, start: Instant::now(), report: Report::new(rounds, duration) };
+    let mut chosen: Vec<Workload> = workload::all(scale).into_iter().filter(|workload| picked(&options.workloads, workload.name)).collect();
+    for workload in &mut chosen {
+        workload.subjects.retain(|subject| subject.peer().is_none_or(|peer| picked(&options.peers, peer)));
+    }
+    run.leave_out_what_is_missing(&mut chosen);
+    for group in [Group::Nodes, Group::Services, Group::Memory] {
+        let chosen: Vec<&Workload> = chosen.iter().filter(|workload| workload.subjects.iter().any(|subject| subject.group() == group)).collect();
+        // What was measured before is worth telling, whatever becomes of the rest.
+        if !chosen.is_empty()
+            && let Err(error) = run.group(group, &chosen)
+        {
+            run.progress(&format!("failed: {error:#}"));
+            run.report.fault(format!("{error:#}"));
         }
     }
+    let report = run.report;
     print!("{}", report.table());
     if let Some(path) = &options.output {
         let text = serde_json::to_string_pretty(&report.json()).context("cannot make JSON of the report")?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &options.plot {
-        std::fs::write(path, plot::bars(report.rows())).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(path, plot::page(report.rows())).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    match report.unexplained() {
+    match report.faults() {
         [] => Ok(()),
-        names => bail!("packets were dropped that nothing in these workloads explains: {}", names.join(", ")),
+        faults => bail!("{} faults:\n  {}", faults.len(), faults.join("\n  ")),
+    }
+}
+
+impl Run<'_> {
+    fn progress(&self, what: &str) {
+        eprintln!("{:>6.1} s  {what}", self.start.elapsed().as_secs_f64());
+    }
+
+    fn leave_out_what_is_missing(&mut self, chosen: &mut Vec<Workload>) {
+        let mut subjects: Vec<Subject> = chosen.iter().flat_map(|workload| workload.subjects.iter().copied()).collect();
+        subjects.sort();
+        subjects.dedup();
+        for subject in subjects {
+            if let Some(why) = subject.missing() {
+                self.report.note(format!("{} is not measured: {why}", subject.name()));
+            }
+        }
+        for workload in chosen.iter_mut() {
+            workload.subjects.retain(|subject| subject.missing().is_none());
+        }
+        if let Some(why) = iperf::missing() {
+            self.report.note(format!("stream-iperf3 is not measured: {why}"));
+            chosen.retain(|workload| workload.load != Load::Iperf);
+        }
+        if !Path::new("/proc/net/ip_vs").exists() {
+            self.report.note("kube-proxy's IPVS shape is not measured: the kernel has no IPVS".to_owned());
+        }
+        NOT_MEASURED.into_iter().for_each(|why| self.report.note(why.to_owned()));
+    }
+
+    /// Builds what the workloads of `group` need, runs them, and takes it down.
+    fn group(&mut self, group: Group, chosen: &[&Workload]) -> anyhow::Result<()> {
+        if group == Group::Memory {
+            return chosen.iter().try_for_each(|workload| self.workload(workload, None));
+        }
+        let mut subjects: Vec<Subject> = chosen.iter().flat_map(|workload| workload.subjects.iter().copied()).collect();
+        subjects.sort();
+        subjects.dedup();
+        self.progress("building what carries the packets: Podgate's nodes, and its peers");
+        let bed = Bed::build(self.plan, &subjects)?;
+        // The others are measured all the same.
+        bed.unbuilt().iter().for_each(|why| self.report.fault(why.clone()));
+        chosen.iter().try_for_each(|workload| self.workload(workload, Some(&bed)))
+    }
+
+    fn workload(&mut self, workload: &Workload, bed: Option<&Bed>) -> anyhow::Result<()> {
+        let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); workload.subjects.len()];
+        let mut failed: Vec<Subject> = Vec::new();
+        let drops = bed.map(Bed::drops).transpose()?;
+        for round in 1..=self.rounds {
+            for (subject, samples) in workload.subjects.iter().zip(&mut samples) {
+                if failed.contains(subject) {
+                    continue;
+                }
+                let name = subject.name();
+                match self.measure(workload, *subject, bed) {
+                    Ok(sample) => {
+                        let (unit, value) = sample.0[0];
+                        self.progress(&format!("{}, round {round} of {}: {name:>18} {value:10.2} {unit}", workload.name, self.rounds));
+                        samples.push(sample);
+                    }
+                    Err(error) => {
+                        self.progress(&format!("{}, round {round} of {}: {name:>18} failed: {error:#}", workload.name, self.rounds));
+                        self.report.fault(format!("{} over {name} came to nothing: {error:#}", workload.name));
+                        failed.push(*subject);
+                    }
+                }
+            }
+        }
+        let (names, samples): (Vec<String>, Vec<Vec<Sample>>) = workload
+            .subjects
+            .iter()
+            .zip(samples)
+            .filter(|(subject, _)| !failed.contains(subject))
+            .map(|(subject, samples)| (subject.name(), samples))
+            .unzip();
+        self.report.add(workload.name, &names, &samples);
+        if let (Some(bed), Some(before)) = (bed, drops) {
+            for (node, reason, packets) in bed.drops_since(&before)? {
+                self.report.dropped(workload.name, workload.load.explains(), &node, &reason, packets);
+            }
+        }
+        Ok(())
+    }
+
+    fn measure(&self, workload: &Workload, subject: Subject, bed: Option<&Bed>) -> anyhow::Result<Sample> {
+        let (duration, place) = (self.duration, workload.place);
+        let Some(bed) = bed else { return memory::measure(subject, duration) };
+        bed.with_ends(subject, place, |ends| match workload.load {
+            Load::Stream(flows) => stream::measure(ends, flows, duration).map(|streamed| streamed.sample()),
+            Load::Iperf => iperf::measure(ends, duration),
+            Load::Rr(connections, pace @ Pace::AtOnce(_)) => rr(ends, connections, pace, duration).map(|seen| seen.answered()),
+            Load::Rr(connections, pace) => rr(ends, connections, pace, duration).map(|seen| seen.paced()),
+            Load::Crr(at_once) => crr(ends, Pace::AtOnce(at_once), duration).map(|seen| seen.connected()),
+            Load::FirstPacket(rate) => crr(ends, Pace::Rate(rate), duration).map(|seen| seen.opened()),
+            Load::Datagrams(shape) if shape.payload < 1_000 => datagrams::search(ends, shape, duration).map(|found| found.packets()),
+            Load::Datagrams(shape) => datagrams::search(ends, shape, duration).map(|found| found.bits(shape.payload)),
+            Load::Overload(shape) => bed.with_probes(subject, |probes| overload::measure(ends, shape, probes, duration))?,
+            Load::Change => change::measure(ends, duration, |turn| Ok(services::change(bed.cluster(subject), bed.node(subject), turn)?)),
+            Load::Pipeline | Load::Programming => bail!("{} needs no devices", workload.name),
+        })?
     }
 }
 

@@ -8,6 +8,7 @@ pub mod attach;
 pub mod cpu_time;
 pub mod e2e;
 pub mod limits;
+pub mod programming;
 pub mod world;
 
 use std::process::ExitCode;

@@ -14,7 +14,7 @@ use anyhow::{Context, bail, ensure};
 use podgate::lab::{Lab, Pod, Sandbox};
 use serde_json::{Value, json};
 
-use crate::e2e::stream::{self, Ends};
+use crate::e2e::load::{Ends, stream};
 
 /// What `podgate-bench limits` can be told.
 #[derive(Clone, Debug, clap::Args)]
@@ -125,9 +125,9 @@ fn as_json(row: &Row) -> Value {
 }
 
 fn tcp(direction: &'static str, rate: u64, from: &Pod, to: &Pod, duration: Duration) -> anyhow::Result<Row> {
-    let ends = Ends { from: from.machine().netns(), to: to.machine().netns(), address: to.machine().addresses().v4.into() };
-    let sample = stream::measure(ends, 1, duration)?;
-    let payload = sample.bytes as f64 * 8.0 / sample.elapsed.as_secs_f64();
+    let ends = Ends::direct(from.machine().netns(), to.machine().netns(), to.machine().addresses().v4.into());
+    let streamed = stream::measure(&ends, 1, duration)?;
+    let payload = streamed.bytes as f64 * 8.0 / streamed.spent.elapsed.as_secs_f64();
     let mtu = from.machine().netns().run(|| mtu("eth0"))??.min(to.machine().netns().run(|| mtu("eth0"))??);
     let packets = payload * mtu as f64 / (mtu - SEGMENT_HEADERS) as f64;
     Ok(Row { direction, protocol: "TCP", rate, payload, packets, offered: None })

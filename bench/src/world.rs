@@ -84,9 +84,9 @@ impl Family {
 #[derive(Debug)]
 pub struct World {
     /// The tables.
-    pub snapshot: Snapshot,
+    pub snapshot: Arc<Snapshot>,
     /// The flow table.
-    pub flows: OwnedFlows,
+    pub flows: Arc<OwnedFlows>,
     counters: Counters,
     pipeline: Pipeline,
     outbox: Outbox,
@@ -97,11 +97,20 @@ pub struct World {
 impl World {
     /// A node whose flow table has room for `flows`.
     pub fn new(flows: usize) -> World {
+        World::of(snapshot().into(), OwnedFlows::new(flows, [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]).into(), 0)
+    }
+
+    /// Another worker of the same node.
+    pub fn another(&self, worker: u16) -> World {
+        World::of(self.snapshot.clone(), self.flows.clone(), worker)
+    }
+
+    fn of(snapshot: Arc<Snapshot>, flows: Arc<OwnedFlows>, worker: u16) -> World {
         World {
-            snapshot: snapshot(),
-            flows: OwnedFlows::new(flows, [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]),
+            snapshot,
+            flows,
             counters: Counters::default(),
-            pipeline: Pipeline::new(WorkerId(0), 7),
+            pipeline: Pipeline::new(WorkerId(worker), 7 + u64::from(worker)),
             outbox: Outbox::new(512, 1 << 20),
             verdicts: Vec::with_capacity(256),
             now: Now(1_000_000),

@@ -7,8 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::stream::Sample;
-use super::subject::Subject;
+use super::load::Sample;
 
 /// One figure of one subject in one workload.
 #[derive(Clone, Debug, Serialize)]
@@ -16,7 +15,7 @@ pub struct Row {
     /// The workload's name.
     pub workload: &'static str,
     /// The subject's name.
-    pub subject: &'static str,
+    pub subject: String,
     /// What is counted.
     pub unit: &'static str,
     /// Over all rounds.
@@ -25,8 +24,8 @@ pub struct Row {
     pub min: f64,
     /// The most of all rounds.
     pub max: f64,
-    /// The median of this subject's figure over the peer's in the same round, by the peer's name.
-    pub ratios: BTreeMap<&'static str, f64>,
+    /// The median of this subject's figure over the other's in the same round, by the other's name.
+    pub ratios: BTreeMap<String, f64>,
 }
 
 /// All rows of a run.
@@ -36,52 +35,57 @@ pub struct Report {
     duration: Duration,
     rows: Vec<Row>,
     notes: Vec<String>,
-    unexplained: Vec<String>,
+    faults: Vec<String>,
 }
 
-/// What these workloads explain. A TCP stream that seeks its limit makes queues and socket buffers overflow, and slows down; and a pod's own
-/// kernel looks for routers from its link-local address, which no pod may send from. All else that is dropped is a fault.
-const EXPLAINED: [&str; 6] =
-    ["martian_source", "kernel_pods_queue", "kernel_host_queue", "kernel_overlay_sockets", "kernel_port_sockets", "kernel_refused_pod_source"];
-
-/// A figure of a sample, and its unit.
-type Figure = (&'static str, fn(&Sample) -> f64);
-
-const GBIT: &str = "Gb/s";
-const FIGURES: [Figure; 3] = [(GBIT, Sample::gbit_per_s), ("CPU s/GB", Sample::cpu_s_per_gbyte), ("retransmits", |sample| sample.retransmits as f64)];
-
-impl Row {
-    /// Whether more is better and a bar of it says something.
-    pub fn is_throughput(&self) -> bool {
-        self.unit == GBIT
-    }
-}
+/// What these workloads explain. A stream or a flood that seeks its limit makes queues and socket buffers overflow; and a pod's own kernel
+/// looks for routers from its link-local address, which no pod may send from. All else that is dropped is a fault.
+const EXPLAINED: [&str; 7] = [
+    "martian_source",
+    "icmp_forbidden",
+    "kernel_pods_queue",
+    "kernel_host_queue",
+    "kernel_overlay_sockets",
+    "kernel_port_sockets",
+    "kernel_refused_pod_source",
+];
 
 impl Report {
     /// An empty one.
     pub fn new(rounds: u32, duration: Duration) -> Report {
-        Report { rounds, duration, rows: Vec::new(), notes: Vec::new(), unexplained: Vec::new() }
+        Report { rounds, duration, rows: Vec::new(), notes: Vec::new(), faults: Vec::new() }
     }
 
     /// Adds the samples of a workload: for each subject one of each round.
-    pub fn add(&mut self, workload: &'static str, subjects: &[Subject], samples: &[Vec<Sample>]) {
-        for (unit, figure) in FIGURES {
-            let all: Vec<Vec<f64>> = samples.iter().map(|samples| samples.iter().map(figure).collect()).collect();
-            for (subject, values) in subjects.iter().zip(&all) {
-                let ratio = |peer: &[f64]| median(values.iter().zip(peer).map(|(ours, theirs)| ours / theirs).collect());
-                let peers = subjects.iter().zip(&all).filter(|(peer, _)| *peer != subject && **peer != Subject::Podgate);
-                let ratios = peers.map(|(peer, values)| (peer.name(), ratio(values))).filter(|(_, ratio)| ratio.is_finite()).collect();
+    pub fn add(&mut self, workload: &'static str, subjects: &[String], samples: &[Vec<Sample>]) {
+        let units = samples.iter().flatten().next().map(|sample| sample.0.iter().map(|(unit, _)| *unit).collect::<Vec<_>>());
+        for unit in units.unwrap_or_default() {
+            let all: Vec<Vec<f64>> = samples.iter().map(|samples| samples.iter().filter_map(|sample| sample.of(unit)).collect()).collect();
+            for (subject, values) in subjects.iter().zip(&all).filter(|(_, values)| !values.is_empty()) {
+                let ratio = |other: &[f64]| median(values.iter().zip(other).map(|(ours, theirs)| ours / theirs).collect());
+                let others = subjects.iter().zip(&all).filter(|(other, _)| *other != subject);
+                let ratios = others.map(|(other, values)| (other.clone(), ratio(values))).filter(|(_, ratio)| ratio.is_finite()).collect();
                 let (min, max) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), value| (min.min(*value), max.max(*value)));
-                self.rows.push(Row { workload, subject: subject.name(), unit, median: median(values.clone()), min, max, ratios });
+                self.rows.push(Row { workload, subject: subject.clone(), unit, median: median(values.clone()), min, max, ratios });
             }
         }
     }
 
-    /// Notes packets that a node of Podgate's dropped during a workload.
-    pub fn dropped(&mut self, workload: &str, node: &str, reason: &str, packets: u64) {
+    /// Notes something for the reader.
+    pub fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// Notes something that must fail the run.
+    pub fn fault(&mut self, fault: String) {
+        self.faults.push(fault);
+    }
+
+    /// Notes packets that a node of Podgate's dropped during a workload, which may explain further reasons than all do.
+    pub fn dropped(&mut self, workload: &str, explained: &[&str], node: &str, reason: &str, packets: u64) {
         self.notes.push(format!("{workload}: {node} dropped {packets} packets as {reason}"));
-        if !EXPLAINED.contains(&reason) {
-            self.unexplained.push(format!("{packets} as {reason} on {node} during {workload}"));
+        if !EXPLAINED.contains(&reason) && !explained.contains(&reason) {
+            self.faults.push(format!("{packets} packets were dropped as {reason} on {node} during {workload}, which nothing there explains"));
         }
     }
 
@@ -90,25 +94,26 @@ impl Report {
         &self.rows
     }
 
-    /// Drops that no workload explains.
-    pub fn unexplained(&self) -> &[String] {
-        &self.unexplained
+    /// What must fail the run: drops that no workload explains, and measurements that came to nothing.
+    pub fn faults(&self) -> &[String] {
+        &self.faults
     }
 
-    /// As a table for people.
+    /// As a table for people. Ratios are those of Podgate, in its various forms, to the others.
     pub fn table(&self) -> String {
         let mut out = format!("{} rounds of {:.1} s each, every subject in every round\n", self.rounds, self.duration.as_secs_f64());
         let mut workload = "";
         for row in &self.rows {
             if row.workload != workload {
                 workload = row.workload;
-                let _ = writeln!(out, "\n{workload:<24} {:<12} {:>9} {:>9} {:>9}   ratio to", "unit", "median", "min", "max");
+                let _ = writeln!(out, "\n{workload:<24} {:<22} {:>10} {:>10} {:>10}   ratio to", "unit", "median", "min", "max");
             }
-            let ratios: Vec<String> = row.ratios.iter().map(|(peer, ratio)| format!("{peer} {ratio:.2}")).collect();
+            let told = row.ratios.iter().filter(|_| row.subject.starts_with("podgate"));
+            let ratios: Vec<String> = told.map(|(other, ratio)| format!("{other} {ratio:.2}")).collect();
             let figure = |value: f64| if value >= 1000.0 { format!("{value:.0}") } else { format!("{value:.2}") };
             let figures = [row.median, row.min, row.max].map(figure);
             let line =
-                format!("  {:<22} {:<12} {:>9} {:>9} {:>9}   {}", row.subject, row.unit, figures[0], figures[1], figures[2], ratios.join(", "));
+                format!("  {:<22} {:<22} {:>10} {:>10} {:>10}   {}", row.subject, row.unit, figures[0], figures[1], figures[2], ratios.join(", "));
             let _ = writeln!(out, "{}", line.trim_end());
         }
         if !self.notes.is_empty() {
@@ -125,6 +130,7 @@ impl Report {
             "seconds": self.duration.as_secs_f64(),
             "rows": self.rows,
             "notes": self.notes,
+            "faults": self.faults,
         })
     }
 }
@@ -143,20 +149,19 @@ fn median(mut values: Vec<f64>) -> f64 {
 mod tests {
     use super::*;
 
-    fn sample(bytes: u64) -> Sample {
-        Sample { bytes, elapsed: Duration::from_secs(1), cpu: Duration::from_millis(500), retransmits: 0 }
+    fn sample(gbit: f64) -> Sample {
+        Sample(vec![("Gb/s", gbit), ("retransmits", 0.0)])
     }
 
     #[test]
     fn ratios_are_of_rounds_and_not_of_medians() {
         let mut report = Report::new(3, Duration::from_secs(1));
         // A slow round slows both: each ratio is 2, although the medians' would be 3.
-        let (ours, theirs) = ([2_000_000_000, 6_000_000_000, 8_000_000_000], [1_000_000_000, 3_000_000_000, 4_000_000_000]);
-        report.add("w", &[Subject::Podgate, Subject::Bridge], &[ours.map(sample).to_vec(), theirs.map(sample).to_vec()]);
+        let (ours, theirs) = ([16.0, 48.0, 64.0], [8.0, 24.0, 32.0]);
+        report.add("w", &["podgate".into(), "bridge".into()], &[ours.map(sample).to_vec(), theirs.map(sample).to_vec()]);
         let row = &report.rows()[0];
-        assert_eq!((row.subject, row.unit, row.median, row.min, row.max), ("podgate", "Gb/s", 48.0, 16.0, 64.0));
-        assert_eq!(row.ratios, [("bridge", 2.0)].into());
-        assert!(report.rows()[1].ratios.is_empty(), "a peer is not held against us");
+        assert_eq!((&*row.subject, row.unit, row.median, row.min, row.max), ("podgate", "Gb/s", 48.0, 16.0, 64.0));
+        assert_eq!(row.ratios, [("bridge".to_owned(), 2.0)].into());
         let json = report.json();
         assert_eq!(json["rows"][0]["ratios"]["bridge"], 2.0);
         // Nothing over nothing is no ratio.
@@ -167,10 +172,11 @@ mod tests {
     #[test]
     fn overflows_are_noted_and_other_drops_fail_the_run() {
         let mut report = Report::new(1, Duration::from_secs(1));
-        report.dropped("w", "node-1", "kernel_pods_queue", 3);
-        assert!(report.unexplained().is_empty() && report.table().contains("3 packets"));
-        report.dropped("w", "node-1", "no_flow", 1);
-        assert_eq!(report.unexplained().len(), 1);
+        report.dropped("w", &[], "node-1", "kernel_pods_queue", 3);
+        report.dropped("w", &["no_flow"], "node-1", "no_flow", 1);
+        assert!(report.faults().is_empty() && report.table().contains("3 packets"));
+        report.dropped("w", &[], "node-1", "no_flow", 1);
+        assert_eq!(report.faults().len(), 1);
     }
 
     #[test]

@@ -62,7 +62,8 @@ pub struct Pipeline {
     at: usize,
     parsed: Vec<Result<(Parsed, Hash), DropReason>>,
     fragments: FragmentTable<Result<Onward, DropReason>>,
-    free_records: Cursor,
+    /// Where free records are looked for; known with the first flow, since it begins in this worker's own part of the table.
+    free_records: Option<Cursor>,
     sweep_at: usize,
     answers: TokenBucket,
     searches: TokenBucket,
@@ -128,7 +129,7 @@ impl Pipeline {
             at: 0,
             parsed: Vec::with_capacity(BATCH_LEN_MAX),
             fragments: FragmentTable::new(FragmentLimits::default(), seed),
-            free_records: Cursor::default(),
+            free_records: None,
             sweep_at: 0,
             answers: TokenBucket::new(ANSWERS_PER_SECOND, ANSWERS_PER_SECOND),
             searches: TokenBucket::new(SEARCHES_PER_SECOND, SEARCHES_PER_SECOND),
@@ -362,7 +363,8 @@ impl Pipeline {
                 self.search_on(env, attempt)?;
                 continue;
             }
-            match env.flows.insert(&new, self.worker, env.now, &mut self.free_records) {
+            let cursor = self.free_records.get_or_insert_with(|| env.flows.cursor(self.worker, env.snapshot.node.workers));
+            match env.flows.insert(&new, self.worker, env.now, cursor) {
                 Ok(flow) => {
                     env.counters.flows_created.add(1);
                     if matches!(source, Source::Masquerade(_)) && reply.protocol == protocol::UDP {

@@ -122,3 +122,18 @@ fn a_direct_connection_is_not_taken_for_one_through_a_service() {
     let left = world.leaves(Ingress::Pods, opener(protocol::TCP, "10.32.1.11:5000", "10.96.0.77:80"), Verdict::ToPods);
     assert_eq!(left.src, addr("10.32.1.11"));
 }
+
+#[test]
+fn a_worker_that_comes_later_ends_no_half_open_flow_of_another_while_there_is_room() {
+    let mut world = World::new();
+    Arc::get_mut(&mut world.snapshot.node).expect("nobody else has it").workers = 2;
+    // More than a search for a free record looks at, less than half of the table.
+    for port in 2_000..2_400 {
+        world.leaves(Ingress::Pods, opener(protocol::TCP, &format!("10.32.1.11:{port}"), "10.96.0.10:80"), Verdict::ToPods);
+    }
+    world.pipeline = Pipeline::new(WorkerId(1), 7);
+    for port in 2_400..2_800 {
+        world.leaves(Ingress::Pods, opener(protocol::TCP, &format!("10.32.1.11:{port}"), "10.96.0.10:80"), Verdict::ToPods);
+    }
+    assert_eq!(world.flows.table().len(), 800);
+}
