@@ -66,6 +66,11 @@ pub enum Request {
     },
     /// Whether pods can be attached: an empty object, or error 50 (not now) or 51 (not now, and attached pods have no network either).
     Ready,
+    /// Changes what the daemon writes to its log: `{"before": "info"}`.
+    LogLevel {
+        /// A level, or levels of parts of the program.
+        level: String,
+    },
     /// Compares addresses with attachments: `{"findings": [{"address", "owner", "problem", "fixed"}]}`.
     IpamCheck {
         /// Also mend what is found.

@@ -208,6 +208,15 @@ pub struct HostFacts {
     pub ephemeral_ports: RangeInclusive<u16>,
 }
 
+/// What whoever starts the gateway says of this node, so that one file can serve all of them. What the file itself says counts before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// This node's name.
+    pub node: Option<String>,
+    /// Its addresses towards the other nodes, one of each family at most.
+    pub underlay: Vec<IpAddr>,
+}
+
 /// The kernel's default of `ip_local_port_range` (Linux `Documentation/networking/ip-sysctl.rst`).
 const EPHEMERAL_DEFAULT: RangeInclusive<u16> = 32768..=60999;
 
@@ -280,15 +289,29 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks the file at `path`.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        Config::load_for(path, &Given::default())
+    }
+
+    /// Reads and checks the file at `path`, with what it leaves out taken from `given`.
+    pub fn load_for(path: &Path, given: &Given) -> Result<Config, ConfigError> {
         let unreadable = |reason: String| ConfigError::Unreadable { file: path.display().to_string(), reason };
         let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
         let text = String::from_utf8(bytes).map_err(|error| unreadable(format!("it is not UTF-8 (byte {})", error.utf8_error().valid_up_to())))?;
-        Config::parse(path, &text, &HostFacts::read())
+        Config::parse_for(path, &text, &HostFacts::read(), given)
     }
 
     /// Checks `text`, read from `file`, for a machine like `host`.
     pub fn parse(file: &Path, text: &str, host: &HostFacts) -> Result<Config, ConfigError> {
-        let raw = raw::parse(file, text)?;
+        Config::parse_for(file, text, host, &Given::default())
+    }
+
+    /// The same, with what `text` leaves out taken from `given`.
+    pub fn parse_for(file: &Path, text: &str, host: &HostFacts, given: &Given) -> Result<Config, ConfigError> {
+        let mut raw = raw::parse(file, text)?;
+        raw.node = raw.node.or_else(|| given.node.clone());
+        if raw.underlay.is_none() && !given.underlay.is_empty() {
+            raw.underlay = Some(raw::RawUnderlay { address: Some(raw::OneOrMore(given.underlay.clone())), interface: None });
+        }
         validate::validate(file, raw, host)
     }
 

@@ -107,20 +107,31 @@ impl Places {
 
     /// Takes away what was installed, the configuration first; what there was of it.
     pub fn remove(&self) -> Result<Vec<PathBuf>, InstallError> {
+        let mut removed: Vec<PathBuf> = self.remove_configuration()?.into_iter().collect();
+        removed.extend(self.remove_plugin()?);
+        Ok(removed)
+    }
+
+    /// Takes the configuration away, if it is there and ours: runtimes take it for a promise.
+    pub fn remove_configuration(&self) -> Result<Option<PathBuf>, InstallError> {
         let path = self.configuration();
         match fs::read(&path) {
-            Ok(bytes) if !is_ours(&bytes) => return Err(InstallError::NotOurs { path }),
-            _ => {}
+            Ok(bytes) if !is_ours(&bytes) => Err(InstallError::NotOurs { path }),
+            _ => remove(path),
         }
-        let mut removed = Vec::new();
-        for path in [path, self.plugin()] {
-            match fs::remove_file(&path) {
-                Ok(()) => removed.push(path),
-                Err(source) if source.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(InstallError::File { operation: "remove", path, source }),
-            }
-        }
-        Ok(removed)
+    }
+
+    /// Takes the plugin away, if it is there.
+    pub fn remove_plugin(&self) -> Result<Option<PathBuf>, InstallError> {
+        remove(self.plugin())
+    }
+}
+
+fn remove(path: PathBuf) -> Result<Option<PathBuf>, InstallError> {
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(Some(path)),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(InstallError::File { operation: "remove", path, source }),
     }
 }
 

@@ -26,6 +26,8 @@ pub mod privileges;
 pub mod ipam;
 pub mod blocks;
 pub mod install_cni;
+pub mod logging;
+pub mod notify;
 pub mod gateway_ns;
 pub mod routing;
 pub mod guard_drops;

@@ -14,9 +14,9 @@ fn main() -> ExitCode {
         return Exit::Usage.into();
     }
     let done = match &cli.command {
-        Command::Run(file) => run(file).map(|()| Exit::Ok),
-        Command::Prepare(file) => prepare(file).map(|()| Exit::Ok),
-        Command::Cleanup(file) => cleanup(file),
+        Command::Run(words) => run(words).map(|()| Exit::Ok),
+        Command::Prepare(words) => prepare(words).map(|()| Exit::Ok),
+        Command::Cleanup(words) => cleanup(words),
         Command::Doctor(options) => return cli::doctor::doctor(options, &cli.socket).into(),
         Command::Demo { nodes, keep, output } => return demo(*nodes, *keep, output.format),
         command => return cli::ask(&cli.socket, command).into(),
@@ -44,30 +44,75 @@ fn demo(nodes: u8, keep: bool, format: cli::Format) -> ExitCode {
     main(&Options { nodes, afterwards, format, bulk_len: podgate::lab::program::bulk::LEN })
 }
 
-fn run(file: &cli::ConfigFile) -> anyhow::Result<()> {
-    // The client of the API server logs each failed attempt as an error; the source says it once, and what it means.
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PODGATE_LOG").unwrap_or_else(|_| "info,kube_client=off".into());
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).with_target(false).init();
+fn run(words: &cli::deployment::Run) -> anyhow::Result<()> {
+    podgate::logging::start(words.log_format);
     // Whoever started this process may have blocked signals for itself, and the mask is inherited: SIGTERM must arrive.
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
-    let config = podgate::config::Config::load(&file.config)?;
+    let config = words.file.load()?;
     podgate::privileges::check()?;
-    podgate::daemon::run(config)
+    podgate::privileges::open_sysctls()?;
+    let predecessor = match words.take_over {
+        true => podgate::daemon::Predecessor::Awaited,
+        false => podgate::daemon::Predecessor::Refused,
+    };
+    let cni = words.cni_conf_dir.as_ref().map(|conf_dir| podgate::install_cni::Places {
+        bin_dir: std::path::PathBuf::new(),
+        conf_dir: conf_dir.clone(),
+        conf_name: words.cni_conf_name.clone(),
+    });
+    podgate::daemon::run(config, podgate::daemon::Start { predecessor, cni })
 }
 
-fn prepare(file: &cli::ConfigFile) -> anyhow::Result<()> {
-    let config = podgate::config::Config::load(&file.config)?;
+fn prepare(words: &cli::deployment::Prepare) -> anyhow::Result<()> {
+    let config = words.file.load()?;
     podgate::privileges::check()?;
+    let places = words.cni.places();
+    // In a boot in which nothing was prepared yet, a configuration is one of the last boot: a promise that nobody keeps.
+    if words.cni.cni_conf_dir.is_some()
+        && podgate::gateway_ns::GatewayNs::open(&config.runtime_dir).is_err()
+        && let Some(removed) = places.remove_configuration()?
+    {
+        eprintln!("removed {}, of an earlier boot", removed.display());
+    }
     let gateway = podgate::gateway_ns::prepare(&config.runtime_dir)?;
     eprintln!("the gateway's namespace is at {}", gateway.path().display());
+    if words.cni.cni_bin_dir.is_some() {
+        let beside = std::env::current_exe()?.with_file_name(podgate::install_cni::PLUGIN);
+        let done = if places.install_plugin(&beside)? { "installed" } else { "unchanged" };
+        eprintln!("{done} {}", places.plugin().display());
+    }
     Ok(())
 }
 
-fn cleanup(file: &cli::ConfigFile) -> anyhow::Result<Exit> {
+fn cleanup(words: &cli::deployment::Cleanup) -> anyhow::Result<Exit> {
+    // Whoever stops it meanwhile is heard at the end.
+    let mut stop = nix::sys::signal::SigSet::empty();
+    if words.stay {
+        stop.add(nix::sys::signal::SIGTERM);
+        stop.add(nix::sys::signal::SIGINT);
+        stop.thread_block()?;
+    }
+    let exit = clean(words)?;
+    if words.stay {
+        eprintln!("podgate: done; waiting for SIGTERM");
+        stop.wait()?;
+    }
+    Ok(exit)
+}
+
+fn clean(words: &cli::deployment::Cleanup) -> anyhow::Result<Exit> {
     use podgate::host_state::{Traces, cleanup};
-    let config = podgate::config::Config::load(&file.config)?;
+    let config = words.file.load()?;
     podgate::privileges::check()?;
+    // The configuration first: nobody is to be promised a network any more.
+    let places = words.cni.places();
+    let mut files = Vec::new();
+    if words.cni.cni_conf_dir.is_some() {
+        files.extend(places.remove_configuration()?);
+    }
+    if words.cni.cni_bin_dir.is_some() {
+        files.extend(places.remove_plugin()?);
+    }
     // Taking the lock makes these two: they are no traces then.
     let made_here: Vec<_> = [config.runtime_dir.clone(), config.runtime_dir.join("lock")].into_iter().filter(|path| !path.exists()).collect();
     let _lock = podgate::daemon::lock(&config.runtime_dir)?;
@@ -76,6 +121,7 @@ fn cleanup(file: &cli::ConfigFile) -> anyhow::Result<Exit> {
     let runtime_files = &["podgate.sock", "lock", "flows"];
     let traces = Traces { runtime_dir: &config.runtime_dir, runtime_files, state_dir: &config.state_dir, host_device: &config.devices.host };
     let mut cleaned = cleanup(&node, &traces)?;
+    cleaned.removed.extend(files.iter().map(|path| path.display().to_string()));
     cleaned.removed.retain(|what| !made_here.iter().any(|path| *what == path.display().to_string()));
     if cleaned.removed.is_empty() && cleaned.kept.is_empty() {
         eprintln!("podgate: nothing to take away: no gateway of this configuration has been here");

@@ -29,6 +29,29 @@ pub fn check() -> Result<(), Missing> {
     }
 }
 
+/// `/proc/sys` cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "/proc/sys is mounted read-only here and cannot be made writable ({0}): in a container, grant CAP_SYS_ADMIN and an unconfined AppArmor \
+     profile (securityContext.appArmorProfile), or run it privileged; in a unit, say ProtectKernelTunables=no"
+)]
+pub struct ReadOnly(nix::Error);
+
+/// Makes `/proc/sys` writable in this process's mount namespace; whether that was needed. Container runtimes mount it read-only over itself
+/// in every container that is not privileged, and a gateway sets the sysctls of its interfaces, which are few and are put back.
+pub fn open_sysctls() -> Result<bool, ReadOnly> {
+    use nix::mount::{MsFlags, mount};
+    use nix::sys::statvfs::{FsFlags, statvfs};
+    const PATH: &str = "/proc/sys";
+    if !statvfs(PATH).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY)) {
+        return Ok(false);
+    }
+    // mount(2): with MS_BIND this changes the flags of this mount alone, not of the file system.
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(None::<&str>, PATH, None::<&str>, flags, None::<&str>).map_err(ReadOnly)?;
+    Ok(true)
+}
+
 /// The names of what is missing from the effective set (proc_pid_status(5), `CapEff`).
 fn missing(status: &str) -> Option<String> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;

@@ -299,3 +299,48 @@ fn a_full_disk_is_a_failure() {
     let (exit, _, stderr) = ended(&output);
     assert!(exit == 1 && stderr.contains("cannot write to stdout"), "{exit} {stderr}");
 }
+
+#[test]
+fn a_configuration_is_checked_without_anything_being_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("podgate.yaml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, "source: {directory: /etc/podgate/cluster.d}\n").unwrap();
+    // What a pod's environment says of its node is as good as the file's word.
+    refused(&["config", "check", "--config", path], 1, &["underlay: says neither address nor interface"]);
+    let (exit, stdout, stderr) = podgate_with(&["config", "check", "--config", path, "--node", "worker-7", "--underlay", "192.0.2.7,2001:db8::7"]);
+    assert_eq!((exit, stdout.as_str()), (0, ""), "{stderr}");
+    assert!(stderr.contains("right, for node worker-7 with directory as its source"), "{stderr}");
+    let output = podgate().args(["config", "check", "--config", path]).env("PODGATE_UNDERLAY", "192.0.2.7,192.0.2.8").output().unwrap();
+    let (exit, _, stderr) = ended(&output);
+    assert!(exit == 1 && stderr.contains("has 2 IPv4 and 0 IPv6 addresses"), "{stderr}");
+    std::fs::write(&file, "underlay: {address: 192.0.2.1}\nsorce: {directory: /etc}\n").unwrap();
+    refused(&["config", "check", "--config", path], 1, &[":2:1: unknown key `sorce`; did you mean `source`?"]);
+}
+
+#[test]
+fn the_version_is_told_to_people_and_to_programs() {
+    let (exit, stdout, _) = podgate_with(&["version"]);
+    assert_eq!((exit, stdout.split_whitespace().next()), (0, Some("podgate")));
+    let (exit, stdout, _) = podgate_with(&["version", "-o", "json"]);
+    let value: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((exit, &value["version"], &value["schemaVersion"]), (0, &json!(env!("CARGO_PKG_VERSION")), &json!(1)));
+    let (_, stdout, _) = podgate_with(&["version", "-o", "yaml"]);
+    assert!(stdout.contains("schemaVersion: 1"), "{stdout}");
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (exit, stdout, stderr) = podgate_with(&["completions", shell]);
+        assert!(exit == 0 && stdout.contains("install-cni") && stdout.contains("log-level"), "{shell}: {stderr}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("man1");
+    let (exit, ..) = podgate_with(&["man", "--dir", path.to_str().unwrap()]);
+    assert_eq!(exit, 0);
+    let page = std::fs::read_to_string(path.join("podgate-run.1")).unwrap();
+    assert!(page.contains("take\\-over") && path.join("podgate-config-check.1").exists(), "{page}");
+    let (exit, stdout, _) = podgate_with(&["man"]);
+    assert!(exit == 0 && stdout.contains(".TH podgate 1"), "{stdout}");
+}

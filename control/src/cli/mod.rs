@@ -2,6 +2,7 @@
 
 mod addresses;
 mod attach;
+pub mod deployment;
 pub mod doctor;
 mod install;
 pub mod objects;
@@ -18,6 +19,7 @@ use podgate_cni::{CallError, Client, Request};
 use serde_json::Value;
 
 pub use attach::{AttachOptions, Pod};
+pub use deployment::ConfigFile;
 pub use install::InstallOptions;
 
 /// How a command ended; the process's exit code.
@@ -60,18 +62,20 @@ pub enum Command {
     /// Run the node's gateway in the foreground
     ///
     /// Logs go to stderr. SIGTERM stops it and leaves devices, rules, pods and flows in place for a successor; `podgate cleanup` removes them.
-    #[command(after_help = "Example:\n  podgate run --config /etc/podgate/podgate.yaml")]
-    Run(ConfigFile),
+    #[command(
+        after_help = "Examples:\n  podgate run --config /etc/podgate/podgate.yaml\n  podgate run --take-over   # beside one that is about to be stopped: an upgrade"
+    )]
+    Run(deployment::Run),
     /// Make what must outlive the daemon: the gateway's network namespace
     ///
     /// It is to run outside of any sandbox or container, before `podgate run`, and is safe to repeat. `run` does it by itself where it can.
-    #[command(after_help = "Example:\n  podgate prepare --config /etc/podgate/podgate.yaml")]
-    Prepare(ConfigFile),
+    #[command(after_help = "Example:\n  podgate prepare --config /etc/podgate/podgate.yaml --cni-bin-dir /opt/cni/bin")]
+    Prepare(deployment::Prepare),
     /// Take every trace off the host and restore what was changed
     ///
     /// The daemon must be stopped; pods lose their interfaces. The journal of addresses stays in stateDir, so that none is given out twice.
     #[command(after_help = "Example:\n  podgate cleanup --config /etc/podgate/podgate.yaml")]
-    Cleanup(ConfigFile),
+    Cleanup(deployment::Cleanup),
     /// Show whether this node forwards, and what with
     #[command(
         after_help = "Examples:\n  podgate status\n  podgate status --wait=30   # returns 0 as soon as the node forwards with a complete snapshot"
@@ -178,6 +182,23 @@ pub enum Command {
         after_help = "Examples:\n  podgate doctor --pre   # before an installation\n  podgate doctor\n  podgate doctor -o json | jq '.findings[] | select(.status != \"ok\")'"
     )]
     Doctor(doctor::DoctorOptions),
+    /// Check a configuration
+    #[command(subcommand, after_help = "Example:\n  podgate config check --config /etc/podgate/podgate.yaml")]
+    Config(deployment::ConfigCommand),
+    /// Change the level of the running daemon's log, until it ends
+    #[command(name = "log-level", after_help = "Examples:\n  podgate log-level debug\n  podgate log-level info,podgate::source=debug")]
+    LogLevel {
+        /// off, error, warn, info, debug or trace, or levels of parts of the program
+        level: String,
+    },
+    /// Show which version this is
+    Version(Output),
+    /// Print what a shell completes commands with
+    #[command(after_help = "Example:\n  podgate completions bash >/usr/share/bash-completion/completions/podgate")]
+    Completions(deployment::Completions),
+    /// Print the manual page, or write one for each command
+    #[command(after_help = "Examples:\n  podgate man | man -l -\n  podgate man --dir /usr/share/man/man1")]
+    Man(deployment::Man),
     /// Build a cluster in namespaces on this machine and send real traffic through it
     #[command(after_help = "Examples:\n  podgate demo\n  podgate demo --nodes 3 --keep")]
     Demo {
@@ -191,14 +212,6 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
-}
-
-/// Which configuration.
-#[derive(Debug, Args)]
-pub struct ConfigFile {
-    /// The configuration file
-    #[arg(long, value_name = "FILE", default_value = "/etc/podgate/podgate.yaml")]
-    pub config: PathBuf,
 }
 
 /// How to print.
@@ -240,6 +253,10 @@ impl Command {
                 | Command::Cleanup(_)
                 | Command::Demo { .. }
                 | Command::Doctor(_)
+                | Command::Config(_)
+                | Command::Version(_)
+                | Command::Completions(_)
+                | Command::Man(_)
                 | Command::Apply(_)
                 | Command::Get(_)
                 | Command::Delete(_)
@@ -359,6 +376,15 @@ fn try_ask(client: &Client, command: &Command) -> Result<Exit, CallError> {
         Command::Apply(words) => Ok(objects::apply(words)),
         Command::Get(words) => Ok(objects::get(words)),
         Command::Delete(words) => Ok(objects::delete(words)),
+        Command::LogLevel { level } => {
+            let answer = client.call(&Request::LogLevel { level: level.clone() }, &[])?;
+            eprintln!("the log's level is {level} now; it was {}", answer["before"].as_str().unwrap_or("another"));
+            Ok(Exit::Ok)
+        }
+        Command::Config(deployment::ConfigCommand::Check { file }) => Ok(deployment::check(file)),
+        Command::Version(output) => Ok(deployment::show_version(*output)),
+        Command::Completions(words) => Ok(deployment::completions(words)),
+        Command::Man(words) => Ok(deployment::man(words)),
         Command::Run(_) | Command::Prepare(_) | Command::Cleanup(_) | Command::Demo { .. } | Command::Doctor(_) => {
             unreachable!("answered without a daemon")
         }

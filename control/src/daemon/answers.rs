@@ -45,6 +45,10 @@ impl api::Handler for Daemon {
             },
             Request::Collect { network, valid } => self.collect(&network, &valid).await,
             Request::Ready => self.readiness(),
+            Request::LogLevel { level } => crate::logging::set_filter(&level).map_err(|refused| error(4, refused.to_string())).map(|before| {
+                tracing::info!(before, level, "the log's level was changed");
+                json!({"schemaVersion": 1, "before": before, "level": level})
+            }),
             Request::IpamCheck { fix } => self.ipam_check(fix),
             Request::IpamRelease { what } => self.ipam_release(&what),
         };

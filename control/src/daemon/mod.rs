@@ -7,8 +7,10 @@
 mod answers;
 mod attachments;
 pub(crate) mod flows;
+mod heralds;
 mod host_ports;
 mod limits;
+mod lock;
 pub(crate) mod machine;
 mod metrics;
 mod probe;
@@ -20,7 +22,6 @@ mod watchers;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -38,21 +39,25 @@ use tokio::sync::{Notify, watch};
 
 use crate::api;
 use crate::compile::{Compiled, HostPort, LocalNode, Settings, Warning, compile, pod_mtu};
-use crate::config::{Attach, Config};
+use crate::config::{Attach, Config, SourceConfig};
 use crate::diff::History;
 use crate::gateway_ns;
 use crate::health::services::ServiceHealth;
 use crate::health::{self, Health};
 use crate::host_state::{HostState, boot_id};
+use crate::install_cni::Places;
 use crate::ipam::{Ipam, SystemClock};
 use crate::metrics::Programming;
 use crate::model::ClusterState;
 use crate::netlink::Netlink;
+use crate::notify::Notifier;
 use crate::pods::{Attached, Pods};
 use crate::routing::{self, Reconciler, RoutingPlan, Side};
 use crate::selftest::Check;
 use crate::source::{self, NodeReport, SourceStatus, Tenure};
 use limits::PodLimits;
+use lock::take as take_lock;
+pub use lock::{Lock, Predecessor, lock};
 use machine::Machine;
 use progress::Known;
 
@@ -62,25 +67,13 @@ const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a path is taken to be narrow (RFC 1191 §6.3).
 const PATH_MTU_LIFETIME: Duration = Duration::from_secs(600);
 
-/// Takes the lock of the runtime directory: whoever holds it may touch rules, routes, queues and sockets.
-pub fn lock(runtime_dir: &Path) -> anyhow::Result<nix::fcntl::Flock<std::fs::File>> {
-    use anyhow::Context;
-    std::fs::create_dir_all(runtime_dir)
-        .with_context(|| format!("{} cannot be made; `runtimeDir` in podgate.yaml names it", runtime_dir.display()))?;
-    let path = runtime_dir.join("lock");
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("{} cannot be opened for writing; are you root?", path.display()))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => anyhow::anyhow!(
-            "a running podgate holds {}: stop it first. A second gateway on this machine needs a network namespace, a `runtimeDir` and a `stateDir` of its own",
-            path.display()
-        ),
-        other => anyhow::anyhow!("{} cannot be locked: {other}", path.display()),
-    })
+/// How a gateway is started.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// What is done about one that runs already.
+    pub predecessor: Predecessor,
+    /// Where the CNI configuration goes when the node is ready, if that is this process's to do.
+    pub cni: Option<Places>,
 }
 
 /// Refuses where the node's namespace has another gateway's routes: two would take each other's away for ever. So would a cleanup.
@@ -100,24 +93,35 @@ pub fn refuse_beside_another(netlink: &Netlink, host_device: &str) -> anyhow::Re
 }
 
 /// `podgate run`: returns after SIGTERM or SIGINT, with everything left in place.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, start: Start) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, run_here(config))
+    local.block_on(&runtime, run_here(config, start))
 }
 
-async fn run_here(config: Config) -> anyhow::Result<()> {
+async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
     if config.attach == Attach::Tun {
         anyhow::bail!("`attach: tun` is not built yet: leave `attach` out, or say `attach: veth`");
     }
-    let _lock = lock(&config.runtime_dir)?;
     raise_file_limit();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let notifier = Notifier::from_environment()?;
+    // Whoever awaits a predecessor's end knows the cluster before it: the pause must not last as long as an API server takes to list, least of
+    // all one that is away. In etcd a node cannot be registered twice, so there its turn comes first.
+    let informed_first = start.predecessor == Predecessor::Awaited && !matches!(config.source, SourceConfig::Etcd(_));
+    let mut lock = None;
+    if !informed_first {
+        lock = Some(tokio::select! {
+            lock = take_lock(&config.runtime_dir, start.predecessor) => lock?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        });
+    }
     let node_netns = Netns::current()?;
     let node_netlink = Netlink::open(&node_netns)?;
     refuse_beside_another(&node_netlink, &config.devices.host)?;
-    let machine = Machine::look(&node_netlink, &config)?;
+    let mut machine = Machine::look(&node_netlink, &config)?;
     for address in &machine.addresses {
         config.accepts_node_address(*address)?;
     }
@@ -129,6 +133,16 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    if lock.is_none() {
+        lock = Some(tokio::select! {
+            lock = take_lock(&config.runtime_dir, start.predecessor) => lock?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        });
+        // That may have taken long.
+        machine = Machine::look(&node_netlink, &config)?;
+    }
+    let _lock = lock;
     let gateway = gateway_ns::open_or_prepare(&config.runtime_dir)?;
     let gateway_netns = gateway.netns().try_clone()?;
     let gateway_netlink = Netlink::open(&gateway_netns)?;
@@ -210,6 +224,8 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         refreshes: Refreshes::default(),
         leaving: Cell::new(0),
         dataplane: RefCell::new(Some(Arc::new(dataplane))),
+        cni: start.cni,
+        notifier,
         tenure: source.tenure.clone(),
         report: source.report.clone(),
         config,
@@ -228,7 +244,10 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
     tokio::task::spawn_local(watchers::watch_kernel(daemon.clone(), reconciler));
     tokio::task::spawn_local(watchers::watch_paths(daemon.clone()));
     tokio::task::spawn_local(metrics::run(daemon.clone()));
+    tokio::task::spawn_local(heralds::watchdog(daemon.clone()));
     tracing::info!(node = %daemon.config.node, socket = %daemon.config.socket().display(), "running");
+    daemon.notifier.ready();
+    daemon.notifier.status("proving that it forwards");
 
     let mut audit = tokio::time::interval(AUDIT_INTERVAL);
     loop {
@@ -251,6 +270,7 @@ async fn run_here(config: Config) -> anyhow::Result<()> {
         daemon.refresh().await;
         source.announce(daemon.inner.borrow().machine.announced(&daemon.config));
     }
+    daemon.notifier.stopping();
     tracing::info!("stopping; devices, rules, pods and flows stay for a successor (`podgate cleanup` removes them)");
     daemon.dataplane.borrow_mut().take();
     let _ = std::fs::remove_file(daemon.config.socket());
@@ -380,6 +400,9 @@ pub(crate) struct Daemon {
     leaving: Cell<usize>,
     /// Which addresses may be given out, where that depends on others.
     tenure: Option<watch::Receiver<Tenure>>,
+    /// Where the CNI configuration goes when the node is ready.
+    cni: Option<Places>,
+    notifier: Notifier,
     /// What the source tells others of this node.
     report: watch::Sender<NodeReport>,
     /// `None` only while it is being replaced.
@@ -613,6 +636,10 @@ impl Daemon {
         }
         if ready != self.ready.replace(ready) {
             tracing::info!(ready, "readiness");
+            self.notifier.status(if ready { "forwarding" } else { "not ready: `podgate status` says what is missing" });
+            if ready {
+                self.promise();
+            }
         }
         self.inner.borrow_mut().checks = checks;
     }

@@ -24,18 +24,22 @@ const fn resource(group: &'static str, plural: &'static str, singular: &'static 
 }
 
 /// Every kind, each in version `v1` of its group.
-pub static RESOURCES: [Resource; 7] = [
+pub static RESOURCES: [Resource; 11] = [
     Resource { short: &["ns"], namespaced: false, status: true, ..resource("", "namespaces", "namespace", "Namespace") },
     Resource { short: &["no"], namespaced: false, status: true, ..resource("", "nodes", "node", "Node") },
     Resource { short: &["svc"], status: true, ..resource("", "services", "service", "Service") },
     Resource { short: &["cm"], ..resource("", "configmaps", "configmap", "ConfigMap") },
+    Resource { short: &["sa"], ..resource("", "serviceaccounts", "serviceaccount", "ServiceAccount") },
+    Resource { short: &["ds"], status: true, ..resource("apps", "daemonsets", "daemonset", "DaemonSet") },
+    Resource { namespaced: false, ..resource("rbac.authorization.k8s.io", "clusterroles", "clusterrole", "ClusterRole") },
+    Resource { namespaced: false, ..resource("rbac.authorization.k8s.io", "clusterrolebindings", "clusterrolebinding", "ClusterRoleBinding") },
     resource("discovery.k8s.io", "endpointslices", "endpointslice", "EndpointSlice"),
     Resource { short: &["netpol"], ..resource("networking.k8s.io", "networkpolicies", "networkpolicy", "NetworkPolicy") },
     Resource { namespaced: false, status: true, ..resource("networking.k8s.io", "servicecidrs", "servicecidr", "ServiceCIDR") },
 ];
 
 /// The groups beside the core.
-pub const GROUPS: [&str; 2] = ["discovery.k8s.io", "networking.k8s.io"];
+pub const GROUPS: [&str; 4] = ["apps", "rbac.authorization.k8s.io", "discovery.k8s.io", "networking.k8s.io"];
 
 impl Resource {
     /// `v1`, or `GROUP/v1`.

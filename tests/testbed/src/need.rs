@@ -17,6 +17,8 @@ pub enum Need {
     StaticProgram(&'static str),
     /// A reference CNI plugin (Debian: `containernetworking-plugins`).
     Plugin(&'static str),
+    /// A directory (of a package that has no program).
+    Directory(&'static str),
     /// A sandbox made by root, without a user namespace.
     Root,
     /// All of these.
@@ -32,6 +34,7 @@ impl Need {
                 (!program(name).is_some_and(|path| is_static(&path))).then(|| format!("there is no statically linked `{name}` here"))
             }
             Need::Plugin(name) => plugin(name).is_none().then(|| format!("there is no CNI plugin `{name}` here")),
+            Need::Directory(path) => (!Path::new(path).is_dir()).then(|| format!("there is no {path} here")),
             Need::Root => sandbox.is_some_and(|sandbox| !sandbox.is_privileged()).then(|| "it needs root".to_owned()),
             Need::All(needs) => needs.iter().find_map(|need| need.missing(sandbox)),
         }
