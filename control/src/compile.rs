@@ -37,7 +37,7 @@ pub struct Compiled {
     /// What the workers read. Its generation grows only when something in it changed.
     pub snapshot: Snapshot,
     /// Service ports added, updated and removed since the previous one.
-    pub changes: Vec<ServiceChange>,
+    pub changes: Arc<[ServiceChange]>,
     /// What is wrong with the objects, or seen and not enforced. Complete each time, not only what is new.
     pub warnings: Arc<[Warning]>,
     /// Frontends that the node itself has to lead to the gateway one by one: its own addresses and ports, but for TCP node ports, and VIPs
@@ -127,7 +127,7 @@ impl Compiled {
         };
         Compiled {
             snapshot,
-            changes: Vec::new(),
+            changes: Arc::new([]),
             warnings: nodes.warnings.clone().into(),
             apart: OrdMap::new(),
             health_checks: OrdMap::new(),

@@ -526,7 +526,7 @@ impl Daemon {
 
     fn log_changes(&self) {
         let inner = &mut *self.inner.borrow_mut();
-        for change in &inner.compiled.changes {
+        for change in &*inner.compiled.changes {
             tracing::info!("{change}");
         }
         if Arc::ptr_eq(&inner.compiled.warnings, &inner.warned_of) {
