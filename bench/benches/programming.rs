@@ -31,7 +31,7 @@ fn change(c: &mut Criterion) {
         });
         group.bench_function(format!("{services} services, to the last worker's pin"), |b| {
             b.iter_custom(|iterations| {
-                let times = programming.changes_to_pins(2, u32::try_from(iterations).expect("few changes")).expect("events that are right");
+                let times = programming.changes_to_pins(2, u32::try_from(iterations).expect("few changes"), None).expect("events that are right");
                 Duration::from_secs_f64(times.iter().sum::<f64>() / 1e3)
             })
         });

@@ -55,8 +55,9 @@ impl Programming {
         Ok(compile(before, &Arc::new(state), &self.local))
     }
 
-    /// Milliseconds from each of `changes` events to the last of `workers` workers' pin.
-    pub fn changes_to_pins(&self, workers: usize, changes: u32) -> anyhow::Result<Vec<f64>> {
+    /// Milliseconds from each of `changes` events to the last of `workers` workers' pin. With an `interval` the events come at so many times of
+    /// it, whether the one before is done with or not, and each is timed from when it was due; else one comes when the other is done.
+    pub fn changes_to_pins(&self, workers: usize, changes: u32, interval: Option<Duration>) -> anyhow::Result<Vec<f64>> {
         let mut current = self.cold();
         let (mut publisher, readers) = publish::channel(Arc::new(current.snapshot.clone()), workers);
         let over = AtomicBool::new(false);
@@ -76,9 +77,14 @@ impl Programming {
             let wake = || workers.iter().for_each(|worker| worker.thread().unpark());
             let mut measure = || -> anyhow::Result<Vec<f64>> {
                 let mut times = Vec::new();
+                let begun = Instant::now();
                 for turn in 1..=changes {
-                    let event = self.event(turn % 7, turn);
-                    let start = Instant::now();
+                    let event = self.event(turn % 7, turn % 1000);
+                    let due = interval.map(|interval| begun + interval * turn);
+                    if let Some(due) = due {
+                        thread::sleep(due.saturating_duration_since(Instant::now()));
+                    }
+                    let start = due.unwrap_or_else(Instant::now);
                     let next = self.apply(&current, &event)?;
                     let generation = next.snapshot.generation;
                     publisher.publish(Arc::new(next.snapshot.clone()));
@@ -181,7 +187,7 @@ mod tests {
     #[test]
     fn a_change_reaches_every_worker_and_makes_the_tables_that_a_fresh_start_would() {
         let programming = Programming::new(50);
-        assert_eq!(programming.changes_to_pins(2, 5).unwrap().len(), 5);
+        assert_eq!(programming.changes_to_pins(2, 5, None).unwrap().len(), 5);
         let before = programming.cold();
         assert!(before.service_ports().count() >= 50);
         let after = programming.apply(&before, &programming.event(3, 9)).unwrap();

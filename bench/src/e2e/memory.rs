@@ -25,12 +25,15 @@ const FLOWS: u32 = 10_000;
 /// One endpoint's changes in a measurement.
 const CHANGES: u32 = 50;
 
+/// How many of them come each second where they come by the clock.
+const CHANGES_A_SECOND: u32 = 200;
+
 /// Measures `subject`, one of those without devices.
 pub fn measure(subject: Subject, duration: Duration) -> anyhow::Result<Sample> {
     match subject {
         Subject::Workers(workers) => pipeline(workers, FLOWS, duration),
         Subject::Flows(flows) => pipeline(1, flows, duration),
-        Subject::Compiler(services) => programming(services),
+        Subject::Compiler(services) => programming(services, duration),
         other => anyhow::bail!("{} is not in memory", other.name()),
     }
 }
@@ -78,20 +81,27 @@ fn pipeline(workers: u16, flows: u32, duration: Duration) -> anyhow::Result<Samp
 }
 
 /// A cluster compiled from nothing, and one endpoint's change up to the workers.
-fn programming(services: u32) -> anyhow::Result<Sample> {
+fn programming(services: u32, duration: Duration) -> anyhow::Result<Sample> {
     // With the objects that they are made from. What an earlier round freed is taken again, so the most of all rounds is the truth.
     let before = resident()?;
     let programming = Programming::new(services);
     let (compiled, cold) = timed(|| programming.cold());
     let grown = resident()?.saturating_sub(before);
     drop(compiled);
-    let mut changes = programming.changes_to_pins(2, CHANGES)?;
+    let mut changes = programming.changes_to_pins(2, CHANGES, None)?;
     changes.sort_by(f64::total_cmp);
+    let many = (duration.as_secs_f64() * f64::from(CHANGES_A_SECOND)).ceil();
+    let mut paced = programming.changes_to_pins(2, many as u32, Some(Duration::from_secs(1) / CHANGES_A_SECOND))?;
+    // The last ones tell whether it fell behind.
+    let last = paced[paced.len().saturating_sub(CHANGES_A_SECOND as usize)..].iter().sum::<f64>() / paced.len().min(CHANGES_A_SECOND as usize) as f64;
+    paced.sort_by(f64::total_cmp);
     let figures = [
         ("cold ms", cold.as_secs_f64() * 1e3),
         ("state MiB", grown as f64 / f64::from(1 << 20)),
         ("change ms p50", changes[changes.len() / 2]),
         ("change ms p90", changes[changes.len() * 9 / 10]),
+        ("at 200/s ms p99", paced[(paced.len() * 99 / 100).min(paced.len() - 1)]),
+        ("at 200/s ms, last second", last),
     ];
     Ok(Sample(figures.to_vec()))
 }

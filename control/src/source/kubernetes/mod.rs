@@ -2,7 +2,7 @@
 //!
 //! Each kind has a `reflector` that lists and watches it; the `collector` makes one state of what they tell; the `announce`r keeps this
 //! node's own announcement on its Node. Nothing is published before every kind has been listed once: half a cluster would look like one
-//! whose other half has been removed. What was published is on the disk as well ([`kept`]), for a gateway that starts while the server is away.
+//! whose other half has been removed. What was published is on the disk as well (`kept`), for a gateway that starts while the server is away.
 //!
 //! What it may do is in `deploy/kubernetes/rbac.yaml`, and it needs exactly that.
 
