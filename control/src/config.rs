@@ -12,14 +12,15 @@
 //! assert_eq!((config.node.as_str(), config.overlay.port), ("node-1", 4790));
 //! ```
 //!
-//! The file's shape is in `raw`, which refuses unknown keys with their line; what must hold between keys is in `validate` and
-//! `addresses`. Every error
-//! names the file and the key (or both keys), what is wrong and what to do.
+//! The file's shape is in `raw`, which refuses unknown keys with their line; what must hold between keys is in `validate`,
+//! `addresses` and `publish`. Every error names the file and the key (or both keys), what is wrong and what to do.
 
 mod addresses;
+mod publish;
 mod raw;
 mod validate;
 
+pub use publish::{Check, Place, Probe, Publish};
 pub(crate) use validate::check_device_name;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -80,6 +81,8 @@ pub struct Config {
     pub dhcp_servers: Vec<Ipv4Addr>,
     /// How addresses are given out.
     pub ipam: IpamSettings,
+    /// Services of this node's own that it publishes.
+    pub publish: Vec<Publish>,
 }
 
 /// Where the overlay runs: what of it the configuration names.

@@ -6,6 +6,7 @@
 //! [`blocks`] of the cluster's ranges where nodes share them; [`routing`] brings
 //! packets to the workers, by [`netlink`]; [`selftest`] proves that they come. [`api`] and [`cli`] are the operator's side, [`diff`] what
 //! they are told of changes, [`doctor`] what is wrong with a machine; [`health`] and [`metrics`] are told over HTTP.
+//! [`publish`] makes endpoints of what runs on the node itself.
 //!
 //! ```
 //! let text = "underlay: {address: 192.0.2.1}\nsource: {directory: /etc/podgate/cluster.d}\n";
@@ -35,6 +36,7 @@ pub mod netlink;
 pub mod host_state;
 pub mod selftest;
 pub mod health;
+pub mod publish;
 pub mod metrics;
 pub mod diff;
 pub mod api;

@@ -29,7 +29,7 @@ use serde::Serialize;
 pub use node::{Announcement, Leaving, Node, OVERLAY_ANNOTATION, UNDERLAY_ANNOTATION};
 pub use service::{BALANCE_ANNOTATION, BalancePolicy, Service, ServicePort, SkipReason};
 pub use service_cidr::ServiceCidr;
-pub use slice::{Endpoint, EndpointSlice, SlicePort, WEIGHT_ANNOTATION, WEIGHT_MAX};
+pub use slice::{Endpoint, EndpointSlice, PUBLISHER_ANNOTATION, SlicePort, WEIGHT_ANNOTATION, WEIGHT_MAX};
 
 /// A namespace and a name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -404,6 +404,7 @@ mod tests {
             endpoints: Vec::new(),
             bad_weight: None,
             triggered: None,
+            publisher: None,
         }))
     }
 

@@ -12,6 +12,7 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::ConfigError;
+use super::publish::RawPublish;
 
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -40,6 +41,7 @@ pub(super) struct Raw {
     pub flows: Option<RawFlows>,
     pub dhcp: Option<RawDhcp>,
     pub ipam: Option<RawIpam>,
+    pub publish: Option<Vec<RawPublish>>,
 }
 
 #[derive(serde::Deserialize)]

@@ -15,6 +15,7 @@ use super::raw::{
 };
 use super::{
     Attach, Config, ConfigError, Devices, EtcdConfig, Flows, HostFacts, NodePortAddresses, Overlay, SourceConfig, Underlay, Workers, addresses,
+    publish,
 };
 
 /// Builds errors about one file.
@@ -47,7 +48,7 @@ const DEVICE_NAME_LEN_MAX: usize = 15;
 pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config, ConfigError> {
     let check = Check { file };
     let pod_cidrs = ranges(&check, "podCIDRs", raw.pod_cidrs, "10.32.0.0/12")?;
-    let config = Config {
+    let mut config = Config {
         file: file.to_owned(),
         ipam: addresses::settings(&check, raw.ipam, &pod_cidrs)?,
         node: node(&check, raw.node, host)?,
@@ -79,7 +80,9 @@ pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config
         devices: devices(&check, raw.devices)?,
         flows: flows(&check, raw.flows.and_then(|f| f.capacity))?,
         dhcp_servers: raw.dhcp.map(|dhcp| dhcp.servers).unwrap_or_default(),
+        publish: Vec::new(),
     };
+    config.publish = publish::publish(&check, raw.publish, &config)?;
     ranges_are_apart(&check, &config)?;
     ports_are_apart(&check, &config, host)?;
     Ok(config)

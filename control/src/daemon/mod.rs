@@ -15,6 +15,7 @@ pub(crate) mod machine;
 mod metrics;
 mod probe;
 mod progress;
+mod published;
 mod upkeep;
 mod views;
 mod watchers;
@@ -52,6 +53,7 @@ use crate::model::ClusterState;
 use crate::netlink::Netlink;
 use crate::notify::Notifier;
 use crate::pods::{Attached, Pods};
+use crate::publish::Published;
 use crate::routing::{self, Reconciler, RoutingPlan, Side};
 use crate::selftest::Check;
 use crate::source::{self, NodeReport, SourceStatus, Tenure};
@@ -60,6 +62,7 @@ use lock::take as take_lock;
 pub use lock::{Lock, Predecessor, lock};
 use machine::Machine;
 use progress::Known;
+use published::Publisher;
 
 /// How often everything is compared again though nothing said that it changed.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
@@ -161,8 +164,8 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
     let mut pod_limits = PodLimits::default();
     let tables = pod_limits.tables(&pods);
     let local = Arc::new(local_node(&config, &machine, (tables, host_ports::of(&pods)), BTreeMap::new(), token, cpus.len() as u16));
-    let cluster = source.state.borrow_and_update().clone();
-    let compiled = compile(&Compiled::empty(&local), &cluster, &local);
+    let source_state = source.state.borrow_and_update().clone();
+    let compiled = compile(&Compiled::empty(&local), &source_state, &local);
     let (flow_file, opened) = FlowFile::open(config.runtime_dir.join("flows"), config.flows.capacity as usize)?;
     match &opened {
         Opened::Fresh => tracing::info!("flow table: new"),
@@ -190,7 +193,9 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
     let mut inner = Inner {
         machine,
         local,
-        cluster,
+        cluster: source_state.clone(),
+        source_state,
+        published: Vec::new(),
         history: History::new(compiled.snapshot.generation.0),
         programming: Programming::new(SystemTime::now()),
         health_check_problems: BTreeSet::new(),
@@ -206,6 +211,12 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
         warned: BTreeSet::new(),
         warned_of: Arc::new([]),
     };
+    // A predecessor's flows to services of the node's own go on.
+    let mut publisher = Publisher::default();
+    if !config.publish.is_empty() {
+        published::merge(&mut publisher, &config, &mut inner);
+        inner.compiled = compile(&Compiled::empty(&inner.local), &inner.cluster, &inner.local);
+    }
     // Before anything leads to it: a port that is taken must not leave the node with rules that lead nowhere.
     let dataplane = start_dataplane(&config, &inner.machine, &devices, tuns, &cpus, flow_file, &inner.compiled)?;
     let (plan, reconciler) = devices.reconcile(&config, &mut inner)?;
@@ -228,6 +239,7 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
         notifier,
         tenure: source.tenure.clone(),
         report: source.report.clone(),
+        publisher: RefCell::new(publisher),
         config,
     });
     daemon.log_changes();
@@ -250,12 +262,14 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
     daemon.notifier.status("proving that it forwards");
 
     let mut audit = tokio::time::interval(AUDIT_INTERVAL);
+    let verdict_changed = daemon.publisher.borrow().changed();
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             changed = source.state.changed() => changed?,
             changed = source.status.changed() => changed?,
+            () = verdict_changed.notified() => {}
             () = daemon.changed.notified() => daemon.machine_is_stale.set(true),
             _ = audit.tick() => {
                 daemon.machine_is_stale.set(true);
@@ -264,7 +278,7 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
         }
         {
             let inner = &mut *daemon.inner.borrow_mut();
-            inner.cluster = source.state.borrow_and_update().clone();
+            inner.source_state = source.state.borrow_and_update().clone();
             inner.source_status = source.status.borrow_and_update().clone();
         }
         daemon.refresh().await;
@@ -405,6 +419,7 @@ pub(crate) struct Daemon {
     notifier: Notifier,
     /// What the source tells others of this node.
     report: watch::Sender<NodeReport>,
+    publisher: RefCell<Publisher>,
     /// `None` only while it is being replaced.
     dataplane: RefCell<Option<Arc<Runtime>>>,
 }
@@ -420,7 +435,11 @@ struct Refreshes {
 struct Inner {
     machine: Machine,
     local: Arc<LocalNode>,
+    /// What the source says, with this node's own slices in it.
     cluster: Arc<ClusterState>,
+    source_state: Arc<ClusterState>,
+    /// Those of them that others are told of.
+    published: Vec<Published>,
     compiled: Compiled,
     history: History,
     programming: Programming,
@@ -487,6 +506,7 @@ impl Daemon {
             if *inner.local != local {
                 inner.local = Arc::new(local);
             }
+            published::merge(&mut self.publisher.borrow_mut(), &self.config, inner);
             let before = Known::of(inner);
             inner.compiled = compile(&inner.compiled, &inner.cluster, &inner.local);
             before
@@ -501,6 +521,8 @@ impl Daemon {
             self.publish(generation, &before).await;
         }
         self.settle();
+        // Not sooner: a pod that has just come can be reached from now on.
+        self.publisher.borrow_mut().begin(&self.config);
         self.serve_health_checks().await;
         self.follow_source();
     }
@@ -658,7 +680,14 @@ fn report(inner: &Inner) -> NodeReport {
         free[at] += pool.capacity.saturating_sub(pool.used as u128);
     }
     let ranges = inner.compiled.snapshot.node.node_pod_cidrs.clone();
-    NodeReport { underlay: inner.machine.underlay.clone(), underlay_mtu: inner.machine.underlay_mtu, ranges, used, free }
+    NodeReport {
+        underlay: inner.machine.underlay.clone(),
+        underlay_mtu: inner.machine.underlay_mtu,
+        ranges,
+        used,
+        free,
+        published: inner.published.clone(),
+    }
 }
 
 /// Sockets for UDP ports of services on the node's addresses: they bring datagrams that came in fragments, which no port rule matches.

@@ -12,6 +12,8 @@ use super::{Blame, ModelError, ObjectName, Protocol, namespaced};
 pub const WEIGHT_ANNOTATION: &str = "podgate.io/weight";
 /// The largest weight: in percent, say. It bounds the work of filling a Maglev table.
 pub const WEIGHT_MAX: u16 = 100;
+/// The annotation by which a slice names the node that publishes it.
+pub const PUBLISHER_ANNOTATION: &str = "podgate.io/published-by";
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// By this annotation the endpoints controller says when what it wrote down had happened (RFC 3339).
@@ -32,6 +34,8 @@ pub struct EndpointSlice {
     pub bad_weight: Option<Arc<str>>,
     /// When the change that it was last written for had happened, if it says so: network programming is measured from there.
     pub triggered: Option<SystemTime>,
+    /// The node that publishes it as its own, if one does.
+    pub publisher: Option<Arc<str>>,
 }
 
 /// A port of a slice.
@@ -80,6 +84,7 @@ impl EndpointSlice {
         // A time that cannot be read measures nothing; it is no reason to refuse the endpoints.
         let triggered = slice.metadata.annotations.as_ref().and_then(|a| a.get(TRIGGER_TIME_ANNOTATION));
         let triggered = triggered.and_then(|at| at.trim().parse::<k8s_openapi::jiff::Timestamp>().ok()).and_then(as_system_time);
+        let publisher = slice.metadata.annotations.as_ref().and_then(|a| a.get(PUBLISHER_ANNOTATION)).map(|node| node.as_str().into());
         let mut ports = Vec::new();
         for port in slice.ports.iter().flatten() {
             let protocol = Protocol::parse(port.protocol.as_deref()).ok_or_else(|| {
@@ -94,7 +99,7 @@ impl EndpointSlice {
             "IPv4" => true,
             "IPv6" => false,
             // Names are for others to resolve: such a slice has no endpoint for us.
-            "FQDN" => return Ok(EndpointSlice { ports: Vec::new(), endpoints: Vec::new(), bad_weight, service, name, triggered: None }),
+            "FQDN" => return Ok(EndpointSlice { ports: Vec::new(), endpoints: Vec::new(), bad_weight, service, name, triggered: None, publisher }),
             other => return Err(blame.error("addressType", format!("`{other}` is none of IPv4, IPv6, FQDN"))),
         };
         let mut endpoints = Vec::new();
@@ -105,7 +110,7 @@ impl EndpointSlice {
                 endpoints.push(parse_endpoint(endpoint, address, weight));
             }
         }
-        Ok(EndpointSlice { ports, endpoints, bad_weight, service, name, triggered })
+        Ok(EndpointSlice { ports, endpoints, bad_weight, service, name, triggered, publisher })
     }
 }
 

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Config, SourceConfig};
 use crate::model::ClusterState;
+use crate::publish::Published;
 
 /// Files in the state directory in which sources keep what their origins held.
 pub(crate) const KEPT_FILES: [&str; 2] = [etcd::CACHE, kubernetes::CACHE];
@@ -83,6 +84,8 @@ pub struct NodeReport {
     pub used: [u128; 2],
     /// How many are free.
     pub free: [u128; 2],
+    /// The slices that it publishes of its own services.
+    pub published: Vec<Published>,
 }
 
 /// How a source is, for `podgate status`.

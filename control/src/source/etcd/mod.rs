@@ -19,6 +19,7 @@ mod endpoint;
 mod lease;
 mod machine;
 mod node;
+mod published;
 pub(crate) mod store;
 pub(crate) mod wire;
 
@@ -113,6 +114,8 @@ struct Membership {
     lease: Lease,
     /// The revision at which it began.
     term: i64,
+    /// Keys of the slices that were written with this lease.
+    published: BTreeSet<String>,
 }
 
 /// Follows etcd.

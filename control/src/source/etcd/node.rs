@@ -1,5 +1,6 @@
 //! This node among the others: its registration, its blocks, and how long it may rely on them.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use ipnetwork::IpNetwork;
@@ -41,7 +42,10 @@ impl Follower {
             }
             Some(_) => match self.correct_node().await? {
                 Some(revision) => Some(revision),
-                None => self.step().await?,
+                None => match self.correct_published().await? {
+                    Some(revision) => Some(revision),
+                    None => self.step().await?,
+                },
             },
         };
         self.awaited = written.map(|revision| (revision, Instant::now()));
@@ -106,13 +110,13 @@ impl Follower {
         let revision = answer.header.revision.0;
         tracing::info!(node = self.node, term, lease = lease.id, "registered");
         self.obstacle = None;
-        self.membership = Some(Membership { lease, term });
+        self.membership = Some(Membership { lease, term, published: BTreeSet::new() });
         Ok(Some(revision))
     }
 
     /// Writes this node's object if etcd has another one than it should.
     async fn correct_node(&mut self) -> Result<Option<i64>, EtcdError> {
-        let Some(Membership { lease, term }) = &self.membership else { return Ok(None) };
+        let Some(Membership { lease, term, .. }) = &self.membership else { return Ok(None) };
         let (key, node) = (self.keys.node(&self.node), self.own_node());
         match self.store.value(&key) {
             // Gone behind the lease's back; or gone with the lease, which its keeper will find out.

@@ -2,7 +2,7 @@
 //!
 //! | key, behind the prefix | value |
 //! |---|---|
-//! | `objects/KIND/NAMESPACE/NAME`, `objects/KIND/NAME` | the object in Kubernetes' own JSON; a `Node` goes with its gateway's lease |
+//! | `objects/KIND/NAMESPACE/NAME`, `objects/KIND/NAME` | the object in Kubernetes' own JSON; a `Node` goes with its gateway's lease, and so do the slices that it publishes |
 //! | `blocks/10.32.0.0_24` | a [`Record`]: which node holds the block |
 //! | `cluster` | the pod ranges that all nodes cut their blocks from |
 //!
@@ -331,6 +331,16 @@ impl Store {
     /// The value of `key`.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.entries.get(key).map(|entry| entry.pair.value.as_str())
+    }
+
+    /// The object under `key`, as it was when it was last right.
+    pub fn object(&self, key: &str) -> Option<&Object> {
+        self.entries.get(key)?.object.as_ref()
+    }
+
+    /// The revision at which `key` was last written; 0 if it is not there.
+    pub fn modified(&self, key: &str) -> i64 {
+        self.entries.get(key).map_or(0, |entry| entry.pair.modified)
     }
 
     /// What is wrong.

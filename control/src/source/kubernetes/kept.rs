@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::kinds::KINDS;
 use crate::model::{
     Announcement, BALANCE_ANNOTATION, BalancePolicy, ClusterState, Endpoint, EndpointSlice, Leaving, Node, OVERLAY_ANNOTATION, Object, ObjectKey,
-    ObjectName, Service, ServiceCidr, SkipReason, UNDERLAY_ANNOTATION, WEIGHT_ANNOTATION,
+    ObjectName, PUBLISHER_ANNOTATION, Service, ServiceCidr, SkipReason, UNDERLAY_ANNOTATION, WEIGHT_ANNOTATION,
 };
 use crate::source::SourceStatus;
 use crate::source::cache::Cache;
@@ -137,7 +137,7 @@ fn service(service: &Service) -> Value {
 }
 
 fn slice(slice: &EndpointSlice) -> Value {
-    let EndpointSlice { name, service, ports, endpoints, bad_weight, triggered } = slice;
+    let EndpointSlice { name, service, ports, endpoints, bad_weight, triggered, publisher } = slice;
     let mut metadata = metadata(name);
     if let Some(service) = service {
         metadata["labels"] = json!({"kubernetes.io/service-name": *service.name});
@@ -148,6 +148,9 @@ fn slice(slice: &EndpointSlice) -> Value {
     }
     if let Some(at) = triggered.and_then(time) {
         metadata["annotations"]["endpoints.kubernetes.io/last-change-trigger-time"] = json!(at);
+    }
+    if let Some(publisher) = publisher {
+        metadata["annotations"][PUBLISHER_ANNOTATION] = json!(**publisher);
     }
     let ports: Vec<Value> = ports.iter().map(|port| json!({"name": *port.name, "protocol": port.protocol, "port": port.port})).collect();
     let family = if endpoints.first().is_none_or(|endpoint| endpoint.address.is_ipv4()) { "IPv4" } else { "IPv6" };
@@ -257,7 +260,7 @@ mod tests {
             {"addresses": ["10.244.1.4"], "conditions": {"ready": false, "serving": true, "terminating": true}},
             {"addresses": ["10.244.1.5"], "conditions": {"ready": false, "serving": false}}
         ]);
-        let triggered = json!({"endpoints.kubernetes.io/last-change-trigger-time": "2026-11-25T12:00:00.123456789Z", "podgate.io/weight": "10"});
+        let triggered = json!({"endpoints.kubernetes.io/last-change-trigger-time": "2026-11-25T12:00:00.123456789Z", "podgate.io/weight": "10", "podgate.io/published-by": "n1"});
         let mut orphan = slice("orphan", json!({}), "IPv4", v4.clone());
         orphan["metadata"]["labels"] = json!({});
         vec![
