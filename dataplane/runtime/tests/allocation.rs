@@ -149,29 +149,27 @@ fn a_worker_that_has_started_does_not_allocate() {
             std::thread::yield_now();
         }
     };
-    // To a peer, to nobody's address, to the gateway's own stack and outside.
+    // To a peer, to nobody's address, to the gateway's own stack and outside; never more at once than the device's queue holds.
     let send = |rounds: u64| {
+        let before = seen();
         for round in 0..rounds {
             for to in ["10.244.2.9:7", "10.244.1.9:7", "10.244.1.1:7", "192.0.2.9:7"] {
                 socket.send_to(&vec![7; 10 + (round as usize * 37) % 1300], to).unwrap();
             }
             // A flow of its own that begins in fragments: the worker binds its masquerade port itself.
             socket.send_to(&[7; 3000], ("192.0.2.10", 1000 + round as u16)).unwrap();
-            if round % 16 == 15 {
-                wait(seen().min(1) + round / 2);
+            if round % 16 == 15 || round + 1 == rounds {
+                wait(before + 5 * (round + 1));
             }
         }
     };
     send(32);
-    wait(64);
     ARMED.store(true, Ordering::Relaxed);
-    let before = seen();
     send(400);
     for generation in 2..200 {
         runtime.publish(snapshot(generation, None));
         send(1);
     }
-    wait(before + 400);
     // The same with packets that wait, and some that may not: what leaves is 5 Mbit/s.
     let rate = Rate { bits_per_second: NonZeroU64::new(5_000_000).expect("not zero"), burst_bits: 0 };
     let limits = Arc::new(Limits::new(Some(rate), Some(rate)));
