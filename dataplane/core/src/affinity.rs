@@ -211,8 +211,8 @@ struct Found {
 enum Remembered {
     /// It sticks to what was chosen.
     Yes,
-    /// Somebody else remembered it meanwhile, or may have.
-    Raced,
+    /// Somebody else remembered it meanwhile, or may have, or is about to: with this backend, if it could be seen.
+    Raced(Option<BackendId>),
     /// Every place of its bucket is one of a client that came back.
     NoRoom,
 }
@@ -238,15 +238,18 @@ impl<'a> AffinityTable<'a> {
     }
 
     /// Notes a new connection and says which backend its client sticks to from now on: what it stuck to before, if that is `usable`, else
-    /// `choice`, unless another worker was quicker with another choice. Never waits; with more rivals than it can bear it gives `choice`.
+    /// `choice`, unless another worker was quicker with another choice. Never waits: of a rival that has not got there after several looks (its
+    /// thread may be off its CPU) it takes the backend on trust.
     pub fn stick(&self, visit: &Visit, choice: BackendId, worker: WorkerId, usable: impl Fn(BackendId) -> bool) -> BackendId {
         let Some((key, bucket)) = self.key(visit.client, visit.service) else { return choice };
+        let mut rival = None;
         for _ in 0..TRIES {
             let Some(found) = find(bucket, key, State::Live) else {
                 match remember(bucket, key, visit, choice, worker) {
                     Remembered::Yes | Remembered::NoRoom => return choice,
-                    Remembered::Raced => continue,
+                    Remembered::Raced(seen) => rival = seen.or(rival),
                 }
+                continue;
             };
             let keeps = found.life.left_s(visit.now) > 0 && usable(found.life.backend());
             let life = if keeps { found.life.again(visit) } else { Life::new(choice, visit) };
@@ -257,7 +260,7 @@ impl<'a> AffinityTable<'a> {
                 return life.backend();
             }
         }
-        choice
+        rival.filter(|backend| usable(*backend)).unwrap_or(choice)
     }
 
     /// Forgets every client for whose service port and backend `over` says so, and says how many. It reads the whole table: for the control
@@ -360,7 +363,7 @@ fn remember(bucket: &Bucket, key: Key, visit: &Visit, choice: BackendId, worker:
     let claimed = found.claimed_by(worker);
     // Acquire pairs with the Release with which the place was freed.
     if !change(bucket, way, found, claimed, Ordering::Acquire) {
-        return Remembered::Raced;
+        return Remembered::Raced(None);
     }
     let placed = place(bucket, way, claimed, key, Life::new(choice, visit));
     settle(bucket, way, placed, key)
@@ -369,13 +372,15 @@ fn remember(bucket: &Bucket, key: Key, visit: &Visit, choice: BackendId, worker:
 /// Where a newcomer may stand (the rule is the module's), or why it may not.
 fn room(bucket: &Bucket, key: Key, now: Now) -> Result<(usize, Ctrl), Remembered> {
     let mut victim: Option<(u64, usize, Ctrl)> = None;
+    let mut rival = None;
     for way in 0..WAYS {
         let Some((ctrl, tag, service, life)) = read(bucket, way) else { continue };
         match ctrl.state() {
             State::Free => return Ok((way, ctrl)),
+            State::Placed if (tag, service) == (key.tag, key.service) => rival = Some(life.backend()),
             State::Claimed | State::Placed => {}
             // Since the search for it: it must not be put out as if it were somebody else.
-            State::Live if (tag, service) == (key.tag, key.service) => return Err(Remembered::Raced),
+            State::Live if (tag, service) == (key.tag, key.service) => return Err(Remembered::Raced(Some(life.backend()))),
             State::Live => {
                 let over = life.left_s(now) == 0;
                 // Those whose time is up come before all others.
@@ -386,7 +391,10 @@ fn room(bucket: &Bucket, key: Key, now: Now) -> Result<(usize, Ctrl), Remembered
             }
         }
     }
-    victim.map(|(_, way, ctrl)| (way, ctrl)).ok_or(Remembered::NoRoom)
+    victim.map(|(_, way, ctrl)| (way, ctrl)).ok_or(match rival {
+        Some(backend) => Remembered::Raced(Some(backend)),
+        None => Remembered::NoRoom,
+    })
 }
 
 /// Writes the entry into a place that was claimed as `claimed`, and shows it to rivals.
@@ -407,22 +415,22 @@ fn settle(bucket: &Bucket, way: usize, placed: Ctrl, key: Key) -> Remembered {
     // Pairs with itself in a rival's `settle`: of two entries for one client, each placed before its owner's fence, at least one owner sees
     // the other's.
     fence(Ordering::SeqCst);
-    let give_way = || {
+    let give_way = |to: Life| {
         // If it fails a rival has freed it already.
         change(bucket, way, placed, placed.freed(), Ordering::Release);
-        Remembered::Raced
+        Remembered::Raced(Some(to.backend()))
     };
     for other in (0..WAYS).filter(|other| *other != way && bucket.tag[*other].load(Ordering::Relaxed) == key.tag) {
         // `None`: it changed hands after our fence, so whoever has it now places its entry later still, and will see this one.
-        while let Some((ctrl, tag, service, _)) = read(bucket, other) {
+        while let Some((ctrl, tag, service, life)) = read(bucket, other) {
             if (tag, service) != (key.tag, key.service) {
                 break;
             }
             match ctrl.state() {
                 // A claimed place shows its rival's entry later, and its owner looks after that: it will see this one.
                 State::Free | State::Claimed => break,
-                State::Live => return give_way(),
-                State::Placed if other < way => return give_way(),
+                State::Live => return give_way(life),
+                State::Placed if other < way => return give_way(life),
                 // Relaxed: whether the rival is put out or lives is decided by the order of changes to this one word. Whichever failed, the
                 // next look tells.
                 State::Placed => {
@@ -432,7 +440,7 @@ fn settle(bucket: &Bucket, way: usize, placed: Ctrl, key: Key) -> Remembered {
         }
     }
     // Release pairs with the Acquire in `read`.
-    if change(bucket, way, placed, placed.with(State::Live), Ordering::Release) { Remembered::Yes } else { Remembered::Raced }
+    if change(bucket, way, placed, placed.with(State::Live), Ordering::Release) { Remembered::Yes } else { Remembered::Raced(None) }
 }
 
 #[cfg(all(test, loom))]
