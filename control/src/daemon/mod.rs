@@ -6,6 +6,8 @@
 
 mod answers;
 mod attachments;
+mod demands;
+mod devices;
 pub(crate) mod flows;
 mod heralds;
 mod host_ports;
@@ -22,24 +24,20 @@ mod watchers;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use podgate_cni::Response;
-use podgate_core::addr::{Addr, protocol};
-use podgate_core::fib::Pod;
-use podgate_core::service::{Face, FrontendKey};
 use podgate_runtime::flow_file::{FlowFile, Opened};
 use podgate_runtime::netns::Netns;
-use podgate_runtime::runtime::{DhcpClient, DhcpError, Options, Runtime};
-use podgate_runtime::tun::Tun;
+use podgate_runtime::runtime::{DhcpClient, DhcpError, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::api;
-use crate::compile::{Compiled, HostPort, LocalNode, Settings, Warning, compile, pod_mtu};
+use crate::compile::{Compiled, LocalNode, Warning, compile, pod_mtu};
 use crate::config::{Attach, Config, SourceConfig};
 use crate::diff::History;
 use crate::gateway_ns;
@@ -54,9 +52,11 @@ use crate::netlink::Netlink;
 use crate::notify::Notifier;
 use crate::pods::{Attached, Pods};
 use crate::publish::Published;
-use crate::routing::{self, Reconciler, RoutingPlan, Side};
+use crate::routing::{self, RoutingPlan};
 use crate::selftest::Check;
 use crate::source::{self, NodeReport, SourceStatus, Tenure};
+use demands::{local_node, report, routing_plan, udp_ports};
+use devices::{Devices, start_dataplane};
 use limits::PodLimits;
 use lock::take as take_lock;
 pub use lock::{Lock, Predecessor, lock};
@@ -298,97 +298,6 @@ fn raise_file_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays as it is");
-    }
-}
-
-/// The kernel's side of the gateway.
-struct Devices {
-    node_netns: Netns,
-    node_netlink: Netlink,
-    gateway_netns: Netns,
-    gateway_netlink: Netlink,
-}
-
-impl Devices {
-    /// Opens both TUNs with a queue for each worker, and sets them up.
-    fn open(&self, config: &Config, queues: u16) -> anyhow::Result<(Tun, Tun)> {
-        routing::devices::prepare_gateway(&self.gateway_netns, &self.gateway_netlink)?;
-        let pods = Tun::open(&config.devices.pods, queues, &self.gateway_netns)?;
-        routing::devices::settle_pods_device(&self.gateway_netns, &self.gateway_netlink, &config.devices.pods)?;
-        let host = Tun::open(&config.devices.host, queues, &self.node_netns)?;
-        routing::devices::settle_host_device(&self.node_netns, &self.node_netlink, &config.devices.host)?;
-        Ok((pods, host))
-    }
-
-    /// Sets up rules and routes for the first time, so that what cannot be is told at the start, and gives back what keeps them so.
-    fn reconcile(&self, config: &Config, inner: &mut Inner) -> anyhow::Result<(watch::Sender<RoutingPlan>, Reconciler)> {
-        let plan = routing_plan(config, inner);
-        let spared = inner.host_state.spare_found_rules(&self.node_netlink, &routing::desired(&plan, Side::Node))?;
-        let mut reconciler = Reconciler::new(&self.node_netns, &self.gateway_netns, &plan, spared)?;
-        for side in [Side::Gateway, Side::Node] {
-            let applied = reconciler.apply(side, &plan)?;
-            for failed in &applied.changes.failed {
-                tracing::error!(%side, "{failed}");
-            }
-        }
-        Ok((watch::Sender::new(plan), reconciler))
-    }
-
-    fn settle_node(&self, config: &Config, machine: &Machine, state: &mut HostState) -> anyhow::Result<()> {
-        let ipv6 =
-            if config.pod_cidrs.iter().any(|cidr| cidr.is_ipv6()) { routing::devices::Ipv6Use::InUse } else { routing::devices::Ipv6Use::Unused };
-        routing::devices::settle_node(&self.node_netns, state, &machine.uplinks, ipv6)?;
-        let mut ports = vec![config.node_ports.clone()];
-        ports.extend(config.masquerade.iter().flatten().cloned());
-        routing::devices::reserve_ports(&self.node_netns, state, &ports)?;
-        Ok(())
-    }
-}
-
-fn start_dataplane(
-    config: &Config,
-    machine: &Machine,
-    devices: &Devices,
-    (pods, host): (Tun, Tun),
-    cpus: &[Option<usize>],
-    flows: FlowFile,
-    compiled: &Compiled,
-) -> anyhow::Result<Runtime> {
-    let node = config.node.clone();
-    Ok(Runtime::start(Options {
-        workers: cpus.to_vec(),
-        pods,
-        pods_netns: devices.gateway_netns.try_clone()?,
-        host,
-        underlay: machine.underlay.clone(),
-        overlay_port: config.overlay.port,
-        flows,
-        snapshot: Arc::new(compiled.snapshot.clone()),
-        status_page: Arc::new(move || format!("podgate {} on node {node}: forwarding\n", env!("CARGO_PKG_VERSION"))),
-    })?)
-}
-
-fn local_node(
-    config: &Config,
-    machine: &Machine,
-    (pods, host_ports): (Vec<(IpAddr, Pod)>, Vec<HostPort>),
-    path_mtus: BTreeMap<IpAddr, u32>,
-    token: u64,
-    workers: u16,
-) -> LocalNode {
-    LocalNode {
-        name: config.node.as_str().into(),
-        settings: Settings::from(config),
-        addresses: machine.addresses.clone(),
-        underlay: machine.underlay.clone(),
-        underlay_mtu: machine.underlay_mtu,
-        path_mtus,
-        outside_mtu: machine.underlay_mtu,
-        masquerade_sources: machine.primary(),
-        pods,
-        host_ports,
-        probe_token: token,
-        workers,
     }
 }
 
@@ -668,70 +577,5 @@ impl Daemon {
 
     fn pod_mtu(&self, machine: &Machine) -> u32 {
         pod_mtu(&machine.underlay, machine.underlay_mtu)
-    }
-}
-
-/// What a source that takes part in the cluster tells of this node.
-fn report(inner: &Inner) -> NodeReport {
-    let (mut used, mut free) = ([0, 0], [0, 0]);
-    for pool in inner.ipam.list().pools.iter().filter(|pool| pool.pool.is_none()) {
-        let at = usize::from(!pool.cidr.is_ipv4());
-        used[at] += pool.used as u128;
-        free[at] += pool.capacity.saturating_sub(pool.used as u128);
-    }
-    let ranges = inner.compiled.snapshot.node.node_pod_cidrs.clone();
-    NodeReport {
-        underlay: inner.machine.underlay.clone(),
-        underlay_mtu: inner.machine.underlay_mtu,
-        ranges,
-        used,
-        free,
-        published: inner.published.clone(),
-    }
-}
-
-/// Sockets for UDP ports of services on the node's addresses: they bring datagrams that came in fragments, which no port rule matches.
-fn udp_ports(compiled: &Compiled) -> Vec<SocketAddr> {
-    let here = compiled.apart.keys().filter(|key| key.protocol == protocol::UDP && compiled.snapshot.node.owns(key.addr));
-    here.map(|key| SocketAddr::new(key.addr.ip(), key.port)).collect()
-}
-
-fn routing_plan(config: &Config, inner: &Inner) -> RoutingPlan {
-    let Compiled { snapshot, apart, health_checks, .. } = &inner.compiled;
-    let node = &snapshot.node;
-    let mtu = pod_mtu(&inner.machine.underlay, inner.machine.underlay_mtu);
-    let ip = |addr: &Addr| addr.ip();
-    let mut node_addresses: BTreeSet<IpAddr> = node.node_port_addresses.iter().map(ip).collect();
-    node_addresses.extend(inner.machine.primary());
-    let elsewhere = apart.iter().filter(|(key, face)| face.is_vip() && !node.owns(key.addr) && snapshot.is_vip(key.addr));
-    let mut vips: BTreeSet<IpAddr> = elsewhere.map(|(key, _)| key.addr.ip()).collect();
-    if !vips.is_empty() {
-        // What leads to another node's address must not be led away from it, least of all the overlay itself.
-        for address in inner.cluster.nodes().values().flat_map(|node| &node.addresses) {
-            vips.remove(address);
-        }
-    }
-    // Host ports, and load balancers' addresses and external IPs that are this node's own: the service has its ports, the node all the others.
-    let on_the_node = apart.iter().filter(|(key, face)| **face != Face::NodePort && node.owns(key.addr));
-    let host_port = |key: &FrontendKey| routing::HostPort { address: key.addr.ip(), protocol: key.protocol, port: key.port };
-    let with_ports = |key: &FrontendKey| matches!(key.protocol, protocol::TCP | protocol::UDP);
-    let host_ports: Vec<routing::HostPort> = on_the_node.filter(|(key, _)| with_ports(key)).map(|(key, _)| host_port(key)).collect();
-    node_addresses.extend(host_ports.iter().map(|port| port.address));
-    RoutingPlan {
-        pods_device: config.devices.pods.clone(),
-        host_device: config.devices.host.clone(),
-        node_addresses: node_addresses.into_iter().collect(),
-        node_port_addresses: node.node_port_addresses.iter().map(ip).collect(),
-        sources: inner.machine.primary(),
-        pod_cidrs: config.pod_cidrs.clone(),
-        service_cidrs: config.service_cidrs.clone(),
-        vips: vips.into_iter().collect(),
-        node_ports: config.node_ports.clone(),
-        health_check_ports: health_checks.values().map(|check| check.port).collect(),
-        masquerade: config.masquerade.clone().unwrap_or_default(),
-        host_ports,
-        pod_mtu: mtu,
-        host_mtu: mtu,
-        pods: inner.pods.list().map(Attached::route).collect(),
     }
 }

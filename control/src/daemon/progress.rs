@@ -58,7 +58,7 @@ impl Daemon {
         }
         // Only now: a worker with the old tables could open such a flow again.
         super::flows::tidy(dataplane.flows(), &previous, &snapshot);
-        dataplane.set_udp_ports(super::udp_ports(&self.inner.borrow().compiled));
+        dataplane.set_udp_ports(super::demands::udp_ports(&self.inner.borrow().compiled));
     }
 
     /// Takes note of what changed since `before`.
