@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use jiff::Timestamp;
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
@@ -112,17 +113,9 @@ fn sha256(bytes: &[u8]) -> String {
     digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Seconds of the Unix clock as RFC 3339 writes them (Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`).
-pub(crate) fn rfc3339(seconds: u64) -> String {
-    let (days, time) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", time / 3600, time / 60 % 60, time % 60)
+/// Seconds of the Unix clock as RFC 3339 writes them; what lies beyond the calendar is its last moment.
+fn rfc3339(seconds: u64) -> String {
+    i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::MAX).to_string()
 }
 
 #[cfg(test)]

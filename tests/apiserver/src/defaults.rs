@@ -1,7 +1,6 @@
 //! What the server fills in.
 
-use std::time::SystemTime;
-
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::resources::Resource;
@@ -21,8 +20,7 @@ pub(crate) fn identity(resource: &Resource, namespace: &str, object: &mut Value,
         metadata["namespace"] = json!(namespace);
     }
     metadata["uid"] = json!(format!("00000000-0000-4000-8000-{number:012x}"));
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    metadata["creationTimestamp"] = json!(rfc3339(seconds));
+    metadata["creationTimestamp"] = json!(rfc3339(Timestamp::now().as_second()));
 }
 
 /// What follows from the rest. `taken` says whether a service has this at that place already.
@@ -91,17 +89,10 @@ fn or_default(object: &mut Value, field: &str, value: Value) {
     }
 }
 
-/// `seconds` of the Unix clock as RFC 3339 writes them. Days to a date: Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
-fn rfc3339(seconds: u64) -> String {
-    let (days, time) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", time / 3600, time / 60 % 60, time % 60)
+/// `seconds` of the Unix clock as RFC 3339 writes them.
+fn rfc3339(seconds: i64) -> String {
+    // The clock of this machine is within the calendar.
+    Timestamp::from_second(seconds).unwrap_or_default().to_string()
 }
 
 #[cfg(test)]
