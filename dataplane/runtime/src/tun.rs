@@ -9,7 +9,8 @@
 //! control socket that lives in the device's namespace.
 //!
 //! Assumed: a device is used by one process at a time (the holder of the runtime directory's lock). A device that somebody holds
-//! queues of is refused, because a queue without a reader loses packets.
+//! queues of is refused, because a queue without a reader loses packets; unless they were handed over ([`Tun::open_with`]): those are
+//! gone on with, and what waits in them is read.
 //!
 //! Read first: Documentation/networking/tuntap.rst; linux/if_tun.h; drivers/net/tun.c.
 
@@ -24,7 +25,7 @@ use podgate_core::packet::Offload;
 use tun::AbstractDevice;
 
 use crate::link::{self, Link};
-use crate::netns::Netns;
+use crate::netns::{Netns, Question};
 use crate::vnet::{VNET_HEADER_LEN, VnetHeader};
 
 /// The most slices that one [`Queue::write`] takes: two for each of 64 segments, and some.
@@ -169,13 +170,24 @@ impl Tun {
     ///
     /// The interface is left as it is found, down if it is new: bring it up when rules and routes stand.
     pub fn open(name: &str, queues: u16, netns: &Netns) -> Result<Tun, TunError> {
+        Tun::open_with(name, queues, netns, Vec::new())
+    }
+
+    /// The same, with queues that a predecessor left open. Each is looked at: what is not a queue of this device is closed. If there are
+    /// too many, what waits in the last ones is lost.
+    pub fn open_with(name: &str, queues: u16, netns: &Netns, left: Vec<OwnedFd>) -> Result<Tun, TunError> {
         if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(|c: char| c.is_whitespace() || "/%:\0".contains(c)) {
             return Err(TunError::Name(name.to_owned()));
         }
         if !(1..=QUEUES_MAX).contains(&queues) {
             return Err(TunError::QueueCount { name: name.to_owned(), queues });
         }
-        netns.run(|| Tun::open_here(name, queues)).map_err(|source| TunError::Io { name: name.to_owned(), step: "entering its namespace", source })?
+        let left: Vec<(Attachment, OwnedFd)> = left.into_iter().filter_map(|fd| Some((as_queue_of(&fd, name, netns)?, fd))).collect();
+        netns.run(|| Tun::open_here(name, queues, left)).map_err(|source| TunError::Io {
+            name: name.to_owned(),
+            step: "entering its namespace",
+            source,
+        })?
     }
 
     /// Deletes the device `name` in `netns`, whoever holds it. An interface of another kind is not touched.
@@ -222,15 +234,28 @@ impl Tun {
         self.configure("bringing it up", |device| device.enabled(true))
     }
 
-    fn open_here(name: &str, queues: u16) -> Result<Tun, TunError> {
+    fn open_here(name: &str, queues: u16, mut left: Vec<(Attachment, OwnedFd)>) -> Result<Tun, TunError> {
         let shared = Arc::new(Shared { name: name.to_owned(), offloads: AtomicU8::new(0) });
         let found = link::find(name).map_err(shared.failed("looking for it"))?;
         match &found {
             Some(link) if i32::from(link.tun_type) != libc::IFF_TUN || !link.multi_queue => return Err(wrong_kind(name, link)),
-            Some(link) if link.queues > 0 => return Err(TunError::Busy { name: name.to_owned(), queues: link.queues }),
+            Some(link) if link.queues as usize > left.len() => {
+                return Err(TunError::Busy { name: name.to_owned(), queues: link.queues - left.len() as u32 });
+            }
             _ => {}
         }
-        let queues = (0..queues).map(|_| Queue::open_here(&shared)).collect::<Result<Vec<_>, _>>()?;
+        // Those in use first: something may wait in them.
+        left.sort_by_key(|(attachment, _)| *attachment == Attachment::Detached);
+        for (at, (attachment, fd)) in left.iter().enumerate() {
+            // Others may have handles on one that is too many: as long as it is attached, packets are led to it.
+            let wanted = if at < queues.into() { Attachment::Attached } else { Attachment::Detached };
+            if *attachment != wanted {
+                set_attachment(fd.as_raw_fd(), wanted).map_err(shared.failed("attaching or detaching a queue (TUNSETQUEUE)"))?;
+            }
+        }
+        let mut left = left.into_iter();
+        let queues = (0..queues).map(|_| left.next().map_or_else(|| Queue::open_here(&shared), |(_, fd)| Queue::of(fd, &shared)));
+        let queues = queues.collect::<Result<Vec<_>, _>>()?;
         let mut tun = Tun { name: name.to_owned(), queues, shared };
         let size = VNET_HEADER_LEN as libc::c_int;
         // SAFETY: the descriptor is an attached TUN queue; the kernel reads one int from the pointer.
@@ -326,14 +351,7 @@ impl Queue {
 
     /// Attaches the queue to the device or detaches it.
     pub fn set_attachment(&self, attachment: Attachment) -> io::Result<()> {
-        let mut request = request("")?;
-        request.ifr_ifru.ifru_flags = match attachment {
-            Attachment::Attached => libc::IFF_ATTACH_QUEUE,
-            Attachment::Detached => libc::IFF_DETACH_QUEUE,
-        } as libc::c_short;
-        // SAFETY: the descriptor is a queue of a TUN; the kernel reads one ifreq from the pointer.
-        unsafe { ioctl::set_queue(self.as_raw_fd(), &request) }?;
-        Ok(())
+        set_attachment(self.as_raw_fd(), attachment)
     }
 
     /// Which offloads are in use on the device.
@@ -380,6 +398,12 @@ impl Queue {
             nix::Error::EBUSY => TunError::Busy { name: name.clone(), queues: 1 },
             _ => shared.failed("opening a queue (TUNSETIFF)")(errno.into()),
         })?;
+        Queue::of(fd, shared)
+    }
+
+    /// The queue behind a descriptor that is one.
+    fn of(fd: OwnedFd, shared: &Arc<Shared>) -> Result<Queue, TunError> {
+        let name = &shared.name;
         let mut config = tun::Configuration::default();
         config.tun_name(name).raw_fd(fd.into_raw_fd());
         let wrapped = |error: tun::Error| shared.failed("wrapping a queue")(error.into());
@@ -429,6 +453,41 @@ const OFFLOAD_TSO: u8 = 0x02 | 0x04 | 0x08;
 /// USO4 and USO6.
 const OFFLOAD_USO: u8 = 0x20 | 0x40;
 
+/// How `fd` is a queue of the device `name` in `netns`, opened as ours are, if it is one.
+fn as_queue_of(fd: &OwnedFd, name: &str, netns: &Netns) -> Option<Attachment> {
+    const OURS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    // Only files of the driver are asked: the request's number may mean something else to others.
+    let stat = nix::sys::stat::fstat(fd).ok()?;
+    if stat.st_mode & libc::S_IFMT != libc::S_IFCHR || (nix::sys::stat::major(stat.st_rdev), nix::sys::stat::minor(stat.st_rdev)) != DRIVER {
+        return None;
+    }
+    let mut found = request("").ok()?;
+    // SAFETY: the descriptor is open and the TUN driver's; the kernel writes one ifreq.
+    unsafe { ioctl::interface(fd.as_raw_fd(), &mut found) }.ok()?;
+    // SAFETY: TUNGETIFF has written the flags, and any bits are a value of them.
+    let flags = libc::c_int::from(unsafe { found.ifr_ifru.ifru_flags } as u16);
+    let its_name = found.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0);
+    let fits = flags & (OURS | libc::IFF_TAP) == OURS && its_name.eq(name.bytes());
+    if !fits || Netns::of(fd.as_fd(), Question::Tun).ok()? != *netns {
+        return None;
+    }
+    Some(if flags & libc::IFF_DETACH_QUEUE == 0 { Attachment::Attached } else { Attachment::Detached })
+}
+
+/// Character device of `/dev/net/tun` (`TUN_MINOR`, include/linux/miscdevice.h).
+const DRIVER: (u64, u64) = (10, 200);
+
+fn set_attachment(queue: RawFd, attachment: Attachment) -> io::Result<()> {
+    let mut request = request("")?;
+    request.ifr_ifru.ifru_flags = match attachment {
+        Attachment::Attached => libc::IFF_ATTACH_QUEUE,
+        Attachment::Detached => libc::IFF_DETACH_QUEUE,
+    } as libc::c_short;
+    // SAFETY: the descriptor is a queue of a TUN; the kernel reads one ifreq from the pointer.
+    unsafe { ioctl::set_queue(queue, &request) }?;
+    Ok(())
+}
+
 fn wrong_kind(name: &str, link: &Link) -> TunError {
     let found = match (link.kind.as_str(), i32::from(link.tun_type)) {
         ("tun", libc::IFF_TUN) => "a TUN with a single queue".to_owned(),
@@ -459,187 +518,10 @@ mod ioctl {
 
     nix::ioctl_readwrite_bad!(set_interface, nix::request_code_write!(b'T', 202, size_of::<c_int>()), ifreq);
     nix::ioctl_write_int!(set_offload, b'T', 208);
+    nix::ioctl_read_bad!(interface, nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()), ifreq);
     nix::ioctl_write_ptr!(set_vnet_header_size, b'T', 216, c_int);
     nix::ioctl_write_ptr_bad!(set_queue, nix::request_code_write!(b'T', 217, size_of::<c_int>()), ifreq);
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::UdpSocket;
-    use std::time::Duration;
-
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use podgate_core::packet::{Checksum, Gso};
-
-    use super::*;
-
-    /// From here to the end of a test's namespace; names need not differ, since each test has its own.
-    fn open_or_skip(queues: u16) -> Option<(Netns, Tun)> {
-        let opened = Netns::anonymous().map_err(|error| error.to_string()).and_then(|netns| {
-            let tun = Tun::open("pg0", queues, &netns).map_err(|error| error.to_string())?;
-            Ok((netns, tun))
-        });
-        opened.inspect_err(|error| eprintln!("skipped: {error}")).ok()
-    }
-
-    fn up(tun: &mut Tun, netns: &Netns) {
-        tun.set_mtu(9000).unwrap();
-        assert_eq!(tun.mtu().unwrap(), 9000);
-        // An address with a prefix of 31 bits makes the other one reachable through the device.
-        netns
-            .run(|| {
-                let mut config = tun::Configuration::default();
-                config.tun_name("pg0").raw_fd(tun.queues[0].as_raw_fd()).close_fd_on_drop(false);
-                let mut device = tun::create(&config).unwrap();
-                device.set_address("10.9.0.1".parse().unwrap()).unwrap();
-                device.set_netmask("255.255.255.0".parse().unwrap()).unwrap();
-            })
-            .unwrap();
-        tun.bring_up().unwrap();
-    }
-
-    /// The next IPv4 frame from any of the queues (a new interface also sends router solicitations).
-    fn next(queues: &[Queue], buf: &mut [u8]) -> (usize, Offload) {
-        loop {
-            let mut polled: Vec<_> = queues.iter().map(|queue| PollFd::new(queue.as_fd(), PollFlags::POLLIN)).collect();
-            assert!(poll(&mut polled, PollTimeout::from(5000u16)).unwrap() > 0, "no frame within 5 s");
-            for queue in queues {
-                match queue.read(buf).unwrap() {
-                    Some((len, offload)) if buf[0] >> 4 == 4 => return (len, offload),
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_datagram_is_read_and_its_answer_is_written() {
-        let Some((netns, mut tun)) = open_or_skip(2) else { return };
-        assert!(tun.features().checksum && tun.features().tso);
-        up(&mut tun, &netns);
-        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:700").unwrap()).unwrap();
-        socket.connect("10.9.0.2:900").unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        socket.send(b"question").unwrap();
-        let mut buf = vec![0; 70_000];
-        let (len, offload) = next(&tun.queues, &mut buf);
-        assert_eq!(offload, Offload { checksum: Checksum::Partial, gso: Gso::None });
-        assert_eq!(&buf[12..24], &[10, 9, 0, 1, 10, 9, 0, 2, 700u16.to_be_bytes()[0], 700u16.to_be_bytes()[1], 3, 132]);
-        assert_eq!(&buf[28..len], b"question");
-
-        // Turned round: the header sum and the pseudo sum do not change when source and destination are exchanged.
-        let (head, payload) = buf[..len].split_at_mut(28);
-        head[12..20].rotate_left(4);
-        head[20..24].rotate_left(2);
-        payload.copy_from_slice(b"response");
-        let header = [1, 0, 0, 0, 0, 0, 20, 0, 6, 0];
-        tun.queues[1].write(&header, &[IoSlice::new(head), IoSlice::new(&payload[..3]), IoSlice::new(&payload[3..])]).unwrap();
-        let mut answer = [0; 100];
-        let len = socket.recv(&mut answer).unwrap();
-        assert_eq!(&answer[..len], b"response");
-    }
-
-    #[test]
-    fn a_frame_longer_than_the_buffer_is_an_error_and_the_queue_goes_on() {
-        let Some((netns, mut tun)) = open_or_skip(1) else { return };
-        up(&mut tun, &netns);
-        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
-        let queue = &tun.queues[0];
-        let mut buf = vec![0; 1028];
-        while queue.read(&mut buf).unwrap().is_some() {}
-        for (payload, fits) in [(1001, false), (1000, true)] {
-            socket.send_to(&vec![7; payload], "10.9.0.2:900").unwrap();
-            loop {
-                poll(&mut [PollFd::new(queue.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5000u16)).unwrap();
-                match queue.read(&mut buf) {
-                    Ok(Some(_)) if buf[0] >> 4 == 6 => continue,
-                    Ok(Some((len, _))) => assert!(fits && len == 1028),
-                    Ok(None) => continue,
-                    Err(error) => assert!(!fits && error.raw_os_error() == Some(libc::EMSGSIZE), "{error}"),
-                }
-                break;
-            }
-        }
-    }
-
-    #[test]
-    fn a_detached_queue_gets_nothing_until_it_is_attached_again() {
-        let Some((netns, mut tun)) = open_or_skip(2) else { return };
-        up(&mut tun, &netns);
-        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
-        let mut buf = vec![0; 2000];
-        tun.queues[1].set_attachment(Attachment::Detached).unwrap();
-        assert_eq!(tun.queues[1].read(&mut buf).unwrap(), None);
-        for port in 1000..1016 {
-            socket.send_to(b"x", ("10.9.0.2", port)).unwrap();
-            next(&tun.queues[..1], &mut buf);
-        }
-        assert_eq!(tun.queues[1].read(&mut buf).unwrap(), None);
-        tun.queues[1].set_attachment(Attachment::Attached).unwrap();
-        tun.queues[0].set_attachment(Attachment::Detached).unwrap();
-        socket.send_to(b"x", "10.9.0.2:2000").unwrap();
-        next(&tun.queues[1..], &mut buf);
-    }
-
-    #[test]
-    fn the_device_outlives_its_process_and_is_attached_to_again_but_not_twice() {
-        let Some((netns, mut tun)) = open_or_skip(2) else { return };
-        tun.set_mtu(4321).unwrap();
-        assert!(matches!(Tun::open("pg0", 1, &netns), Err(TunError::Busy { queues: 2, .. })));
-        drop(tun);
-        let tun = Tun::open("pg0", 3, &netns).unwrap();
-        assert_eq!((tun.mtu().unwrap(), tun.queues.len()), (4321, 3));
-        drop(tun);
-        assert_eq!(Tun::remove("pg0", &netns).unwrap(), Removed::Removed);
-        assert_eq!(Tun::remove("pg0", &netns).unwrap(), Removed::Absent);
-    }
-
-    #[test]
-    fn a_full_queue_is_counted_by_the_kernel_and_its_length_is_ours() {
-        let Some((netns, mut tun)) = open_or_skip(1) else { return };
-        up(&mut tun, &netns);
-        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        for _ in 0..QUEUE_LEN + 100 {
-            let _ = socket.send_to(b"x", "10.9.0.2:900");
-        }
-        let losses = Tun::losses("pg0", &netns).unwrap().unwrap();
-        assert!(losses.queue_full >= 50 && losses.not_taken == 0, "{losses:?}");
-        let mut buf = vec![0; 2000];
-        let waiting = std::iter::from_fn(|| tun.queues[0].read(&mut buf).unwrap()).count();
-        assert_eq!(waiting, QUEUE_LEN as usize);
-        assert_eq!(Tun::losses("pg1", &netns).unwrap(), None);
-    }
-
-    #[test]
-    fn other_devices_are_refused_by_what_they_are_and_left_alone() {
-        let Some((netns, _tun)) = open_or_skip(1) else { return };
-        netns
-            .run(|| {
-                for (name, layer) in [("single", tun::Layer::L3), ("tap", tun::Layer::L2)] {
-                    let mut config = tun::Configuration::default();
-                    config.tun_name(name).layer(layer);
-                    tun::create(&config).unwrap().persist().unwrap();
-                }
-            })
-            .unwrap();
-        for (name, found) in [("single", "a TUN with a single queue"), ("tap", "a TAP"), ("lo", "a device of the system")] {
-            match Tun::open(name, 1, &netns) {
-                Err(TunError::WrongKind { found: what, .. }) => assert_eq!(what, found),
-                other => panic!("{name}: {other:?}"),
-            }
-        }
-        assert!(matches!(Tun::remove("tap", &netns), Err(TunError::WrongKind { .. })));
-        assert!(matches!(Tun::open("a name", 1, &netns), Err(TunError::Name(_))));
-        assert!(matches!(Tun::open("pg1", 0, &netns), Err(TunError::QueueCount { .. })));
-    }
-
-    #[test]
-    fn a_feature_that_is_switched_off_is_off_for_every_queue() {
-        let Some((_netns, tun)) = open_or_skip(2) else { return };
-        assert_eq!(tun.queues[1].disable(Feature::Uso).unwrap(), Features { checksum: true, tso: true, uso: false });
-        assert_eq!(tun.queues[0].disable(Feature::Tso).unwrap(), Features { checksum: true, tso: false, uso: false });
-        assert_eq!(tun.queues[0].disable(Feature::Checksum).unwrap(), Features::default());
-        assert_eq!(tun.features(), tun.queues[1].features());
-    }
-}
+mod tests;

@@ -20,8 +20,9 @@ use podgate_core::snapshot::{Generation, NodeTables, OutsideToPods, Peer, Snapsh
 use podgate_core::verdict::DropReason;
 use podgate_runtime::flow_file::FlowFile;
 use podgate_runtime::netns::Netns;
-use podgate_runtime::runtime::{Options, Runtime, StartError};
+use podgate_runtime::runtime::{Options, Reserve, Runtime};
 use podgate_runtime::tun::Tun;
+use podgate_runtime::udp::Overlay;
 
 pub const MIB: usize = 1 << 20;
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -174,7 +175,7 @@ impl Node {
     }
 
     /// Opens the devices, wires the pods and starts the workers.
-    pub fn start(&self, peer: Option<&Node>, change: impl FnOnce(&mut Tun, &mut Tun)) -> Result<Runtime, StartError> {
+    pub fn start(&self, peer: Option<&Node>, change: impl FnOnce(&mut Tun, &mut Tun)) -> Result<Runtime, Box<dyn std::error::Error>> {
         let mut pods = Tun::open("pods", self.workers, &self.gateway).unwrap();
         let mut host = Tun::open("podgate", self.workers, &self.netns).unwrap();
         for tun in [&mut pods, &mut host] {
@@ -184,19 +185,20 @@ impl Node {
         change(&mut pods, &mut host);
         self.wire_pods();
         let (flows, _) = FlowFile::open(&self.flows, 4096).unwrap();
+        let overlay = self.netns.run(|| Overlay::open(&[self.underlay()], 4790, self.workers, Vec::new())).unwrap()?;
         let options = Options {
             // The last one is pinned, to a CPU that every machine has.
             workers: (1..self.workers).map(|_| None).chain([Some(0)]).collect(),
             pods,
             pods_netns: self.gateway.try_clone().unwrap(),
             host,
-            underlay: vec![self.underlay()],
-            overlay_port: 4790,
+            overlay,
             flows,
             snapshot: self.snapshot(1, peer),
             status_page: Arc::new(|| "the gateway is well\n".to_owned()),
+            reserve: Reserve::default(),
         };
-        self.netns.run(|| Runtime::start(options)).unwrap()
+        Ok(self.netns.run(|| Runtime::start(options)).unwrap()?)
     }
 }
 
