@@ -69,10 +69,10 @@ impl Notifier {
     }
 
     /// It keeps these under `name`, until it is told to forget them, beside those that it keeps under that name already; when the service is
-    /// started again, they are there (sd_listen_fds(3)).
+    /// started again, they are there (sd_listen_fds(3)). It is not to judge by their state whether they are of use (`FDPOLL=0`).
     pub fn keep(&self, name: &str, fds: &[OwnedFd]) -> io::Result<()> {
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        fds.chunks(wire::FDS_MAX).try_for_each(|fds| self.give(&format!("FDSTORE=1\nFDNAME={name}"), fds))
+        fds.chunks(wire::FDS_MAX).try_for_each(|fds| self.give(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), fds))
     }
 
     /// It closes what it keeps under `name`.
@@ -137,8 +137,8 @@ mod tests {
         notifier.keep("tun/pods", &fds).unwrap();
         notifier.forget("tun/pods").unwrap();
         let heard = || wire::receive(&manager).map(|message| (String::from_utf8(message.bytes).unwrap(), message.fds.len())).unwrap();
-        assert_eq!(heard(), ("FDSTORE=1\nFDNAME=tun/pods".to_owned(), 253));
-        assert_eq!(heard(), ("FDSTORE=1\nFDNAME=tun/pods".to_owned(), 47));
+        assert_eq!(heard(), ("FDSTORE=1\nFDPOLL=0\nFDNAME=tun/pods".to_owned(), 253));
+        assert_eq!(heard(), ("FDSTORE=1\nFDPOLL=0\nFDNAME=tun/pods".to_owned(), 47));
         assert_eq!(heard(), ("FDSTOREREMOVE=1\nFDNAME=tun/pods".to_owned(), 0));
     }
 

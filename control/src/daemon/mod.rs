@@ -106,6 +106,7 @@ pub fn run(config: Config, start: Start) -> anyhow::Result<()> {
     runtime.block_on(async {
         raise_file_limit();
         let mut stop = Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+        tokio::spawn(heralds::watchdog(Notifier::from_environment()?));
         let mut start = Rc::new(start);
         loop {
             let local = tokio::task::LocalSet::new();
@@ -238,8 +239,9 @@ async fn run_here(config: Config, start: Rc<Start>, stop: &mut Stop) -> anyhow::
     health::serve(config.health, &machine.addresses, health.clone()).await?;
     let listener = api::bind(&config.socket())?;
     let mut successors = Successors::listen(&config.runtime_dir)?;
-    for name in store.forget_unknown()? {
-        tracing::info!(name, "what an earlier gateway left under this name is of no use");
+    match store.forget_unknown() {
+        Ok(unknown) => unknown.iter().for_each(|name| tracing::info!(name, "what an earlier gateway left under this name is of no use")),
+        Err(error) => tracing::warn!(%error, "what an earlier gateway left is kept though it is of no use"),
     }
 
     let ranges = &compiled.snapshot.node.node_pod_cidrs;
@@ -316,7 +318,6 @@ async fn run_here(config: Config, start: Rc<Start>, stop: &mut Stop) -> anyhow::
     tokio::task::spawn_local(watchers::watch_kernel(daemon.clone(), reconciler));
     tokio::task::spawn_local(watchers::watch_paths(daemon.clone()));
     tokio::task::spawn_local(metrics::run(daemon.clone()));
-    tokio::task::spawn_local(heralds::watchdog(daemon.clone()));
     tracing::info!(node = %daemon.config.node, socket = %daemon.config.socket().display(), "running");
     daemon.notifier.ready();
     daemon.notifier.status("proving that it forwards");

@@ -189,9 +189,9 @@ mod tests {
             bench.heard(),
             [
                 "FDSTOREREMOVE=1 FDNAME=tun/pods 0",
-                "FDSTORE=1 FDNAME=tun/pods 1",
+                "FDSTORE=1 FDPOLL=0 FDNAME=tun/pods 1",
                 "FDSTOREREMOVE=1 FDNAME=pod-tun/eth0 0",
-                "FDSTORE=1 FDNAME=pod-tun/eth0 1"
+                "FDSTORE=1 FDPOLL=0 FDNAME=pod-tun/eth0 1"
             ]
         );
         bench.store.keep_all("api", [file().as_fd()], Keeper::Nobody).unwrap();
@@ -216,11 +216,11 @@ mod tests {
         bench.store.keep("lock", &lock).unwrap();
         assert_eq!(bench.heard(), [""; 0], "it may yet go back to the predecessor");
         bench.store.deposit().unwrap();
-        assert_eq!(bench.heard(), ["FDSTORE=1 FDNAME=lock 1"]);
+        assert_eq!(bench.heard(), ["FDSTORE=1 FDPOLL=0 FDNAME=lock 1"]);
         bench.store.withdraw().unwrap();
         bench.store.keep("netns", file()).unwrap();
         assert_eq!(bench.heard(), ["FDSTOREREMOVE=1 FDNAME=lock 0"]);
         bench.store.deposit().unwrap();
-        assert_eq!(bench.heard(), ["FDSTORE=1 FDNAME=lock 1", "FDSTORE=1 FDNAME=netns 1"]);
+        assert_eq!(bench.heard(), ["FDSTORE=1 FDPOLL=0 FDNAME=lock 1", "FDSTORE=1 FDPOLL=0 FDNAME=netns 1"]);
     }
 }

@@ -8,6 +8,7 @@
 //!   them. One that ends again and again is started after pauses that grow.
 //! - It cannot even start (its configuration is wrong, say), and nothing is kept: this process ends as it did, and whoever started it knows
 //!   what to do. With something kept, it is tried again, some times; then what is kept is closed, lest that be why.
+//! - Its control thread falls silent: it is killed, and the next one goes on.
 //! - SIGTERM and SIGINT are the gateway's to obey. SIGHUP has it end and start again, with its configuration read anew.
 //!
 //! Read first: sd_notify(3), signalfd(2), pid_namespaces(7) on process 1.
@@ -44,6 +45,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// After so many tries in a row that came to nothing, what is kept is closed; one that ended by itself will do so again.
 const TRIES_MAX: u32 = 5;
 
+/// A gateway that runs and says nothing for so long is stuck; it speaks twice in this time.
+const WATCHDOG: Duration = Duration::from_secs(30);
+
 /// The word on the command line that asks for a supervisor; the gateway that it starts is run with the others.
 pub const WORD: &str = "--supervise";
 
@@ -61,7 +65,7 @@ pub fn supervise(runtime_dir: &Path) -> anyhow::Result<ExitCode> {
         if supervisor.due.is_some_and(|due| due <= Instant::now()) {
             supervisor.start()?;
         }
-        let timeout = supervisor.due.map_or(PollTimeout::NONE, |due| {
+        let timeout = supervisor.next().map_or(PollTimeout::NONE, |due| {
             // Rounded up: a wait that is a little short would go round for nothing.
             PollTimeout::try_from(due.saturating_duration_since(Instant::now()) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
@@ -72,6 +76,7 @@ pub fn supervise(runtime_dir: &Path) -> anyhow::Result<ExitCode> {
         }
         // What the gateway said before it ended comes before its end.
         supervisor.listen();
+        supervisor.watch();
         while let Some(signal) = signals.read_signal()? {
             supervisor.heed(Signal::try_from(signal.ssi_signo as i32)?);
         }
@@ -107,6 +112,8 @@ struct Gateway {
     pid: Pid,
     started: Instant,
     ready: bool,
+    /// When it last said anything.
+    heard: Instant,
 }
 
 impl Supervisor {
@@ -116,9 +123,11 @@ impl Supervisor {
         command
             .arg0(std::env::args_os().next().unwrap_or_default())
             .args(std::env::args_os().skip(1).filter(|word| word != WORD))
-            .env("NOTIFY_SOCKET", &self.socket.path);
+            .env("NOTIFY_SOCKET", &self.socket.path)
+            .env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string())
+            .env_remove("WATCHDOG_PID");
         let child = handed::spawn(&mut command, self.kept.iter().map(|(name, fd)| (name.as_str(), fd.as_fd())))?;
-        self.gateway = Some(Gateway { pid: Pid::from_raw(child.id() as i32), started: Instant::now(), ready: false });
+        self.gateway = Some(Gateway { pid: Pid::from_raw(child.id() as i32), started: Instant::now(), ready: false, heard: Instant::now() });
         self.due = None;
         Ok(())
     }
@@ -131,6 +140,7 @@ impl Supervisor {
             let Some(gateway) = self.gateway.as_mut().filter(from_it).filter(|_| same_user) else { continue };
             let text = String::from_utf8_lossy(&message.bytes);
             let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            gateway.heard = Instant::now();
             gateway.ready |= value("READY") == Some("1");
             let name = value("FDNAME").unwrap_or("stored").to_owned();
             if value("FDSTOREREMOVE") == Some("1") {
@@ -139,6 +149,20 @@ impl Supervisor {
             if value("FDSTORE") == Some("1") && !name.contains(':') {
                 self.kept.extend(message.fds.into_iter().map(|fd| (name.clone(), fd)));
             }
+        }
+    }
+
+    /// When there is something to do though nothing happens.
+    fn next(&self) -> Option<Instant> {
+        self.due.or_else(|| self.gateway.as_ref().filter(|gateway| gateway.ready).map(|gateway| gateway.heard + WATCHDOG))
+    }
+
+    /// Kills a gateway that is stuck.
+    fn watch(&mut self) {
+        if let Some(gateway) = self.gateway.as_mut().filter(|gateway| gateway.ready && gateway.heard.elapsed() >= WATCHDOG) {
+            tracing::error!("supervisor: the gateway has said nothing for {WATCHDOG:?}; killing it");
+            let _ = kill(gateway.pid, Signal::SIGKILL);
+            gateway.heard = Instant::now();
         }
     }
 
