@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         tests.add_if(Need::Program("systemd-analyze"), "systemd finds nothing wrong with the units, and the gateway's is a sandbox", package::units);
         tests.add("the pages name commands and reasons of drops that there are", comfort::pages);
         tests.add("the level of the log is changed while the daemon runs, and a mistyped one is refused", comfort::level);
-        tests.add("a gateway that waits for another's end says so in JSON and ends when it is told to", comfort::json);
+        tests.add("a gateway that takes over from another says so in JSON, and when it ends the other has the node again", comfort::json);
         tests.add_if(PROMETHEUS, "promtool takes the alert rules, and each fires when it should", monitoring::rules);
         tests.add_if(PROMETHEUS, "Prometheus reads the metrics and answers every query of the dashboard", monitoring::prometheus);
     })
