@@ -28,8 +28,16 @@ pub struct Traffic {
     echoed: Arc<AtomicU64>,
     datagrams: JoinHandle<io::Result<(usize, Vec<Instant>)>>,
     echo: JoinHandle<()>,
-    connections: Vec<(String, JoinHandle<(usize, Duration, Vec<String>)>)>,
+    connections: Vec<(String, JoinHandle<Connected>)>,
     tickers: Vec<(String, Ticker)>,
+}
+
+/// Connections that were opened one after the other.
+#[derive(Default)]
+struct Connected {
+    count: usize,
+    slowest: Duration,
+    failed: Vec<String>,
 }
 
 /// How it fared.
@@ -99,7 +107,9 @@ impl Traffic {
             let name = format!("{name} ({to})");
             tickers.push((name.clone(), Ticker::start(machine.netns(), to, Duration::from_millis(5), PATIENCE)?));
             let (netns, its_stop) = (machine.netns().try_clone()?, stop.clone());
-            let run = move || netns.run(|| connect(to, &its_stop)).unwrap_or_else(|error| (0, Duration::ZERO, vec![error.to_string()]));
+            let run = move || {
+                netns.run(|| connect(to, &its_stop)).unwrap_or_else(|error| Connected { failed: vec![error.to_string()], ..Connected::default() })
+            };
             connections.push((name, thread::spawn(run)));
         }
         let traffic = Traffic { stop, echoed, datagrams, echo, connections, tickers };
@@ -128,8 +138,8 @@ impl Traffic {
             broken: Vec::new(),
         };
         for (name, thread) in self.connections {
-            let (connected, slowest, failed) = thread.join().map_err(|_| "a client panicked")?;
-            summary.connected += connected;
+            let Connected { count, slowest, failed } = thread.join().map_err(|_| "a client panicked")?;
+            summary.connected += count;
             if slowest > summary.slowest_connection {
                 (summary.slowest_connection, summary.slowest_way) = (slowest, name.clone());
             }
@@ -194,18 +204,18 @@ fn echo(socket: &UdpSocket, stop: &AtomicBool) {
     }
 }
 
-/// Opens one connection after the other: how many, the longest that one took, and why others failed.
-fn connect(to: SocketAddr, stop: &AtomicBool) -> (usize, Duration, Vec<String>) {
-    let (mut connected, mut slowest, mut failed) = (0, Duration::ZERO, Vec::new());
+/// Opens one connection after the other.
+fn connect(to: SocketAddr, stop: &AtomicBool) -> Connected {
+    let mut all = Connected::default();
     while !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
         match client::tcp(to, 100, PATIENCE) {
-            Ok(_) => connected += 1,
-            Err(error) => failed.push(error.to_string()),
+            Ok(_) => all.count += 1,
+            Err(error) => all.failed.push(error.to_string()),
         }
-        slowest = slowest.max(start.elapsed());
+        all.slowest = all.slowest.max(start.elapsed());
         // As many as a busy client makes; without a pause it would use up its ports.
         thread::sleep(Duration::from_millis(5));
     }
-    (connected, slowest, failed)
+    all
 }
