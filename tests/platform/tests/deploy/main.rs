@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         tests.add_if(KUBECTL, "kubectl applies the manifest, a second time without a change, and deletes it", manifest::applied);
         tests.add_if(
             ENGINE,
-            "the image runs as the manifest says on two nodes, and is rolled one node after the other under traffic",
+            "the image runs as the manifest says on two nodes, and is killed and rolled one node after the other under traffic",
             upgrade::rolled,
         );
         tests.add_if(DPKG, "the Debian package is built twice the same, installs, removes and purges into an empty root", package::debian);

@@ -1,4 +1,5 @@
-//! The image, run as the manifest says: two nodes, pods that come by CNI, services; then a roll-out under traffic, and the clean-up.
+//! The image, run as the manifest says: two nodes, pods that come by CNI, services; then, under traffic, gateways that are killed and a roll-out, and
+//! the clean-up.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -9,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use podgate::lab::manifest::{self as objects, EndpointSpec, SERVICE_PORT, ServiceSpec, TrafficPolicy};
 use podgate::lab::program::client;
 use podgate::lab::{Dual, Lab, LabError, Machine, Node, wait_until};
@@ -138,7 +141,10 @@ pub fn rolled(bed: &Bed) -> Outcome {
         let clients: Vec<_> = ways.iter().map(|(name, from, to)| (*name, scope.spawn(move || from.run(|| ask(*to, stop))))).collect();
         let (from, to) = (pods[0].machine(), pods[1].machine().addresses().server(Family::V4));
         let connection: ScopedJoinHandle<'_, _> = scope.spawn(move || from.run(|| talk(to, stop)));
-        let rolled = lab.nodes().iter().zip(&kubelets).try_for_each(|(node, kubelet)| roll(node, kubelet, set));
+        let rolled = lab.nodes().iter().zip(&kubelets).try_for_each(|(node, kubelet)| {
+            crash(node, kubelet)?;
+            roll(node, kubelet, set)
+        });
         stop.store(true, Ordering::Relaxed);
         for (name, client) in clients {
             let Tally { asked, unanswered, slowest } = client.join().map_err(|_| "a client panicked")??;
@@ -151,7 +157,7 @@ pub fn rolled(bed: &Bed) -> Outcome {
         eprintln!("    one connection between nodes lived through both, with a pause of {} ms", gap.as_millis());
         Ok(())
     })?;
-    eprintln!("    rolled two nodes: {failed} of {requests} requests failed, the longest took {} ms", longest.as_millis());
+    eprintln!("    killed and rolled two nodes: {failed} of {requests} requests failed, the longest took {} ms", longest.as_millis());
     assert!(requests > 100, "too few to tell");
     assert_eq!(failed, 0);
     assert!(longest < Duration::from_millis(950), "a SYN was lost, and sent again after a second");
@@ -181,6 +187,27 @@ pub fn rolled(bed: &Bed) -> Outcome {
         assert_eq!(host(node)?, before, "{}: {said}", node.name());
         assert!(!conflist(kubelet).exists() && !kubelet.host("/opt/cni/bin/podgate-cni").exists(), "{said}");
     }
+    Ok(())
+}
+
+/// The gateway is killed in its container, whose process 1 starts the next one: with what the API server said before, since packets wait.
+fn crash(node: &Node, kubelet: &Kubelet<'_>) -> Outcome {
+    let supervisor = kubelet.pid("first")?;
+    let children = || fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap_or_default();
+    let gateway = children().split_whitespace().next().ok_or("the supervisor has no gateway")?.parse()?;
+    let began = kubelet.logs("first")?.matches("readiness ready=true").count();
+    let start = Instant::now();
+    kill(Pid::from_raw(gateway), Signal::SIGKILL)?;
+    wait_until(
+        PATIENCE,
+        || format!("the next gateway of {}", node.name()),
+        || {
+            let said = kubelet.logs("first").unwrap_or_default();
+            Ok((said.matches("readiness ready=true").count() <= began).then_some(said))
+        },
+    )?;
+    assert!(kubelet.pid("first")? == supervisor && children().split_whitespace().next() != Some(&gateway.to_string()));
+    eprintln!("    {}: the next gateway was ready {} ms after the first was killed", node.name(), start.elapsed().as_millis());
     Ok(())
 }
 
