@@ -8,6 +8,7 @@ mod kubelet;
 mod manifest;
 mod monitoring;
 mod package;
+mod systemd;
 mod upgrade;
 
 use std::path::PathBuf;
@@ -50,6 +51,11 @@ fn main() -> ExitCode {
         );
         tests.add_if(DPKG, "the Debian package is built twice the same, installs, removes and purges into an empty root", package::debian);
         tests.add_if(Need::Program("systemd-analyze"), "systemd finds nothing wrong with the units, and the gateway's is a sandbox", package::units);
+        tests.add_if(
+            VMS,
+            "under a real systemd the unit serves from its sandbox, comes back whatever ends it, and goes with the package without a trace",
+            systemd::units,
+        );
         tests.add("what the pages show is read as it is meant", documents::reading);
         tests.add_if(VMS, "one VM on a directory is set up, upgraded and cleared by the commands of its page", documents::one_vm);
         tests.add_if(VMS, "three VMs on etcd are set up, upgraded and cleared by the commands of their page", documents::three_vms);
