@@ -83,13 +83,22 @@ pub enum VmError {
     },
     /// A command could not be run to its end, or failed.
     #[error(transparent)]
-    Tool(#[from] ToolError),
-    /// A namespace in it could not be opened.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
+    Tool(Box<ToolError>),
     /// The machine of the lab could not be entered.
     #[error(transparent)]
-    Lab(#[from] LabError),
+    Lab(Box<LabError>),
+}
+
+impl From<ToolError> for VmError {
+    fn from(error: ToolError) -> VmError {
+        VmError::Tool(Box::new(error))
+    }
+}
+
+impl From<LabError> for VmError {
+    fn from(error: LabError) -> VmError {
+        VmError::Lab(Box::new(error))
+    }
 }
 
 /// A booted machine. It is switched off when this is dropped.

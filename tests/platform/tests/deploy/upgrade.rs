@@ -20,7 +20,7 @@ use podgate_testbed::traces::Host;
 use podgate_testbed::{Bed, Outcome};
 use serde_json::Value;
 
-use crate::cluster::{Kubectl, Serving, address};
+use crate::cluster::{Kubectl, address, serve};
 use crate::kubelet::Kubelet;
 use crate::manifest::MANIFEST;
 use crate::{Try, deploy, workspace};
@@ -69,7 +69,7 @@ pub fn rolled(bed: &Bed) -> Outcome {
     let lab = Lab::builder(bed.sandbox(), &bed.binary()).named("image").nodes(2).machines()?;
     let package = pack("image", &lab.directory().join("package"))?;
     let server = ApiServer::default();
-    let _serving = Serving::start(&server, lab.outside())?;
+    let _serving = serve(&server, lab.outside())?;
     let kubectl = Kubectl::new(lab.outside(), lab.directory())?;
     kubectl.ok(&["apply", "-f", "-"], &edited(address(lab.outside()))?)?;
     kubectl.ok(&["create", "-f", "-"], &lab.nodes().iter().map(|node| objects::node(node.spec())).collect::<String>())?;
