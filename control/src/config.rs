@@ -101,6 +101,8 @@ pub struct Overlay {
     pub port: u16,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
+    /// Another one, for what is handed on to the node of a backend that answers the client directly; `None` switches that off.
+    pub direct_return_vni: Option<u32>,
 }
 
 /// Which of the node's addresses answer node ports.

@@ -51,11 +51,12 @@ pub(super) struct RawUnderlay {
     pub interface: Option<String>,
 }
 
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct RawOverlay {
     pub port: Option<u16>,
     pub vni: Option<u32>,
+    pub direct_return_vni: Option<u32>,
 }
 
 #[derive(serde::Deserialize)]

@@ -155,6 +155,11 @@ fn impossible_single_values_are_refused() {
         "podgate.yaml: overlay.vni: 16777216 does not fit 24 bits; write a number up to 16777215, the same on every node"
     );
     assert_eq!(
+        error("overlay: {vni: 7, directReturnVni: 7}"),
+        "podgate.yaml: overlay.directReturnVni: 7 is overlay.vni as well; write another number, the same on every node"
+    );
+    assert!(error("overlay: {directReturnVni: 16777216}").contains("overlay.directReturnVni: 16777216 does not fit 24 bits"));
+    assert_eq!(
         error("devices: {pods: a-name-of-16-chr}"),
         "podgate.yaml: devices.pods: `a-name-of-16-chr` cannot be an interface's name; write 1 to 15 characters without `/`, `:` and blanks"
     );

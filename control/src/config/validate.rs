@@ -11,7 +11,8 @@ use podgate_core::fib::bounds;
 use podgate_core::snapshot::OutsideToPods;
 
 use super::raw::{
-    PortRange, Raw, RawAttach, RawDevices, RawEtcd, RawMasquerade, RawNodePortAddresses, RawOutsideToPods, RawSource, RawUnderlay, RawWorkers,
+    PortRange, Raw, RawAttach, RawDevices, RawEtcd, RawMasquerade, RawNodePortAddresses, RawOutsideToPods, RawOverlay, RawSource, RawUnderlay,
+    RawWorkers,
 };
 use super::{
     Attach, Config, ConfigError, Devices, EtcdConfig, Flows, HostFacts, NodePortAddresses, Overlay, SourceConfig, Underlay, Workers, addresses,
@@ -53,7 +54,7 @@ pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config
         ipam: addresses::settings(&check, raw.ipam, &pod_cidrs)?,
         node: node(&check, raw.node, host)?,
         underlay: underlay(&check, raw.underlay)?,
-        overlay: overlay(&check, raw.overlay.as_ref().and_then(|o| o.port), raw.overlay.as_ref().and_then(|o| o.vni))?,
+        overlay: overlay(&check, raw.overlay)?,
         pod_cidrs,
         service_cidrs: ranges(&check, "serviceCIDRs", raw.service_cidrs, "10.96.0.0/16")?,
         node_ports: raw.node_ports.map_or(NODE_PORTS, |p| p.0),
@@ -125,16 +126,22 @@ fn underlay(check: &Check<'_>, given: Option<RawUnderlay>) -> Result<Underlay, C
     }
 }
 
-fn overlay(check: &Check<'_>, port: Option<u16>, vni: Option<u32>) -> Result<Overlay, ConfigError> {
+fn overlay(check: &Check<'_>, raw: Option<RawOverlay>) -> Result<Overlay, ConfigError> {
+    let RawOverlay { port, vni, direct_return_vni } = raw.unwrap_or_default();
     // IANA: vxlan-gpe is 4790.
     let (port, vni) = (port.unwrap_or(4790), vni.unwrap_or(1));
     if port == 0 {
         return check.fail("overlay.port", "0 is not a port", "write one from 1 to 65535; 4790 is VXLAN-GPE's own");
     }
-    if vni >= 1 << 24 {
-        return check.fail("overlay.vni", format!("{vni} does not fit 24 bits"), "write a number up to 16777215, the same on every node");
+    for (key, vni) in [("overlay.vni", Some(vni)), ("overlay.directReturnVni", direct_return_vni)] {
+        if let Some(vni) = vni.filter(|vni| *vni >= 1 << 24) {
+            return check.fail(key, format!("{vni} does not fit 24 bits"), "write a number up to 16777215, the same on every node");
+        }
     }
-    Ok(Overlay { port, vni })
+    if direct_return_vni == Some(vni) {
+        return check.fail("overlay.directReturnVni", format!("{vni} is overlay.vni as well"), "write another number, the same on every node");
+    }
+    Ok(Overlay { port, vni, direct_return_vni })
 }
 
 /// The range without host bits, so that equal ones compare equal.

@@ -90,6 +90,7 @@ pub fn flows(flows: FlowTable<'_>, now: Now, snapshot: &Snapshot) -> Value {
                 Kind::Masquerade => "masquerade",
                 Kind::OutsideToPod => "outsideToPod",
                 Kind::Relayed => "relayed",
+                Kind::DirectReturn => "directReturn",
             },
             "service": names.get(&flow.service),
             "idleSeconds": view.idle_ms / 1000,

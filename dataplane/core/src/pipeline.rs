@@ -25,7 +25,7 @@ use crate::fragment::{FragmentKey, FragmentLimits, FragmentTable, Tail};
 use crate::icmp::{self, Answer, Silence, TokenBucket};
 use crate::nat;
 use crate::offload;
-use crate::packet::{Gso, Ingress, Offload, Packet};
+use crate::packet::{Gso, Ingress, Network, Offload, Packet};
 use crate::parse::{Parsed, Transport, parse};
 use crate::shape::{self, Exceeded, Limits, Wait};
 use crate::snapshot::Snapshot;
@@ -242,11 +242,11 @@ impl Pipeline {
                     let to = (parsed.tuple.dst, parsed.tuple.dst_port);
                     let source = Source::Gateway(gateway);
                     let opening = Opening::plain(Kind::Relayed, sender, to, source, hop);
-                    self.open(env, packet, parsed, &opening, outbox)?
+                    self.open(env, packet, parsed, sender, opening, outbox)?
                 }
             },
             Decision::Known(flow) => self.follow(env, &flow, parsed)?,
-            Decision::Open(opening) => self.open(env, packet, parsed, &opening, outbox)?,
+            Decision::Open(opening) => self.open(env, packet, parsed, sender, opening, outbox)?,
             Decision::Quoting(flow) => {
                 let to = flow.translated();
                 let arriving = flow.arriving();
@@ -336,11 +336,19 @@ impl Pipeline {
     }
 
     /// Stage 5: a new flow. Inserting its reply tuple reserves the SNAT port.
-    fn open(&mut self, env: &Env<'_>, packet: &Packet<'_>, parsed: &Parsed, opening: &Opening, outbox: &mut Outbox) -> Result<Onward, DropReason> {
+    fn open(
+        &mut self,
+        env: &Env<'_>,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        sender: Sender,
+        opening: Opening,
+        outbox: &mut Outbox,
+    ) -> Result<Onward, DropReason> {
         let mut races = 0;
         let mut attempt = 0;
         // A client that keeps its source may, through two VIPs with one backend, need a port of ours after all.
-        let mut source = opening.source;
+        let (mut source, mut kind, mut hop) = (opening.source, opening.kind, opening.hop);
         loop {
             let (addr, port) = match source {
                 Source::Keep => (parsed.tuple.src, Some(parsed.tuple.src_port)),
@@ -355,8 +363,7 @@ impl Pipeline {
             };
             // An echo's identifier is the source port; its destination port stays 0.
             let reply = Tuple { src: opening.to.0, src_port: opening.to.1, dst: addr, dst_port: port, protocol: parsed.tuple.protocol };
-            let new =
-                NewFlow { original: parsed.tuple, reply, kind: opening.kind, opener: opening.opener, service: opening.service, load: opening.load };
+            let new = NewFlow { original: parsed.tuple, reply, kind, opener: opening.opener, service: opening.service, load: opening.load };
             // A look costs a fraction of an insertion that fails.
             if source != Source::Keep && env.flows.lookup(&reply).is_some() {
                 attempt += 1;
@@ -368,13 +375,13 @@ impl Pipeline {
                 Ok(flow) => {
                     env.counters.flows_created.add(1);
                     if matches!(source, Source::Masquerade(_)) && reply.protocol == protocol::UDP {
-                        let in_fragments = parsed.fragment.is_some() || offload::wire_len(packet, parsed) > mtu_of(env.snapshot, opening.hop);
+                        let in_fragments = parsed.fragment.is_some() || offload::wire_len(packet, parsed) > mtu_of(env.snapshot, hop);
                         let bind = if in_fragments { Bind::BeforeSending } else { Bind::Soon };
                         outbox.masquerade_port(MasqueradePort { flow: flow.at, reply, bind });
                     }
-                    return Ok(Onward { to: flow.translated(), hop: opening.hop, change: Change::Tuple });
+                    return Ok(Onward { to: flow.translated(), hop, change: Change::Tuple });
                 }
-                Err(InsertError::Exists(flow)) if decide::starts_anew(env.snapshot, &env.flows, &flow, parsed) => {
+                Err(InsertError::Exists(flow)) if decide::gives_way(env.snapshot, &env.flows, &flow, parsed, sender) => {
                     env.flows.end(flow.at);
                 }
                 Err(InsertError::Exists(flow)) => return self.follow(env, &flow, parsed),
@@ -389,6 +396,9 @@ impl Pipeline {
                         }
                         let gateway = env.snapshot.node.gateway_for(parsed.tuple.src).ok_or(DropReason::NoRouteFamily)?;
                         source = Source::Gateway(gateway);
+                        if let Hop::DirectReturn(peer) = hop {
+                            (kind, hop) = (Kind::Service, Hop::Peer(peer));
+                        }
                     }
                     self.search_on(env, attempt)?;
                     continue;
@@ -483,7 +493,8 @@ impl Pipeline {
         Ok(match onward.hop {
             Hop::Pod { .. } => Verdict::ToPods,
             Hop::Node | Hop::Outside => Verdict::ToHost,
-            Hop::Peer(peer) => Verdict::ToPeer(peer),
+            Hop::Peer(peer) => Verdict::ToPeer(peer, Network::Cluster),
+            Hop::DirectReturn(peer) => Verdict::ToPeer(peer, Network::DirectReturn),
         })
     }
 
@@ -535,7 +546,8 @@ impl Pipeline {
         let dst = parsed.tuple.dst;
         // Somebody outside can make nothing of a gateway's address: it hears from the node's address that it dialled. A reject always
         // comes from what was dialled.
-        let dialled = answer == Answer::PortUnreachable || sender == Sender::Outside && node.owns(dst);
+        let at_a_node = sender == Sender::Outside && node.owns(dst) || matches!(sender, Sender::HandedOn(_));
+        let dialled = answer == Answer::PortUnreachable || at_a_node;
         let Some(source) = (if dialled { Some(dst) } else { node.gateway_for(dst) }) else {
             return;
         };
@@ -602,7 +614,7 @@ fn may_be_cut(packet: &Packet<'_>, parsed: &Parsed) -> bool {
 fn mtu_of(snapshot: &Snapshot, hop: Hop) -> u32 {
     match hop {
         Hop::Pod { mtu, .. } => mtu,
-        Hop::Peer(peer) => snapshot.peers[peer.0 as usize].mtu,
+        Hop::Peer(peer) | Hop::DirectReturn(peer) => snapshot.peers[peer.0 as usize].mtu,
         Hop::Outside => snapshot.node.outside_mtu,
         Hop::Node => u32::MAX,
     }
@@ -617,7 +629,7 @@ fn mss_for(mtu: u32, parsed: &Parsed) -> u16 {
 /// The way back to a packet's sender.
 fn back_to(ingress: Ingress, sender: Sender) -> Egress {
     match (ingress, sender) {
-        (Ingress::Overlay(_), Sender::Peer(peer)) => Egress::Peer(peer),
+        (Ingress::Overlay(_), Sender::Peer(peer)) => Egress::Peer(peer, Network::Cluster),
         (Ingress::Pods, _) => Egress::Pods,
         _ => Egress::Host,
     }
@@ -627,7 +639,8 @@ fn egress_of(hop: Hop) -> Egress {
     match hop {
         Hop::Pod { .. } => Egress::Pods,
         Hop::Node | Hop::Outside => Egress::Host,
-        Hop::Peer(peer) => Egress::Peer(peer),
+        Hop::Peer(peer) => Egress::Peer(peer, Network::Cluster),
+        Hop::DirectReturn(peer) => Egress::Peer(peer, Network::DirectReturn),
     }
 }
 

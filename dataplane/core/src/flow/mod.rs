@@ -130,6 +130,9 @@ pub enum Kind {
     OutsideToPod = 2,
     /// Somebody outside opened it to a pod of another node: its source is this node's gateway address.
     Relayed = 3,
+    /// A service's, whose packets go on untranslated to the node of the backend. Its replies leave there, so no tuple of it is met but
+    /// the original; the reply tuple says which backend was chosen.
+    DirectReturn = 4,
 }
 
 /// A flow to be created.
@@ -195,6 +198,12 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// Whether a service chose where it goes.
+    #[inline]
+    pub fn is_of_a_service(&self) -> bool {
+        matches!(self.kind, Kind::Service | Kind::DirectReturn)
+    }
+
     /// The tuple that packets of this direction arrive with.
     #[inline]
     pub fn arriving(&self) -> Tuple {
@@ -208,6 +217,7 @@ impl Flow {
     #[inline]
     pub fn translated(&self) -> Tuple {
         match self.direction {
+            Direction::Original if self.kind == Kind::DirectReturn => self.original,
             Direction::Original => self.reply.reversed(),
             Direction::Reply => self.original.reversed(),
         }

@@ -126,6 +126,7 @@ impl Words {
             1 => Kind::Masquerade,
             2 => Kind::OutsideToPod,
             3 => Kind::Relayed,
+            4 => Kind::DirectReturn,
             _ => return None,
         };
         let opener = match (meta >> 8) as u8 {
@@ -215,7 +216,7 @@ impl Record {
         }
         store(LAST_SEEN, now.0);
         store(CREATED, now.0);
-        store(LIFE, life_word(claimed.version(), Life::NEW));
+        store(LIFE, life_word(claimed.version(), Life::of(new.kind)));
         store(SERVICE, new.service);
         store(LOAD, new.load.0);
     }

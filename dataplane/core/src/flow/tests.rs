@@ -504,7 +504,7 @@ proptest! {
                     match table.insert(&new, W, Now(now), &mut cursor) {
                         Ok(flow) => {
                             prop_assert!(before.is_none() && oracle.lookup(&new.reply).is_none() && new.original != new.reply);
-                            let known = Known { flow, life: tcp::Life::NEW, seen: now };
+                            let known = Known { flow, life: tcp::Life::of(flow.kind), seen: now };
                             prop_assert!(oracle.flows.insert(flow.at.index, known).is_none());
                             oracle.keys.insert(new.original, (flow.at.index, Direction::Original));
                             oracle.keys.insert(new.reply, (flow.at.index, Direction::Reply));

@@ -349,7 +349,7 @@ impl<'a> Judge<'a> {
         let snapshot = self.session.refresh();
         let egress = match route_own(snapshot, dst) {
             Verdict::ToPods => Egress::Pods,
-            Verdict::ToPeer(peer) => Egress::Peer(peer),
+            Verdict::ToPeer(peer, network) => Egress::Peer(peer, network),
             Verdict::Drop(reason) => return self.counters.dropped(reason, 1),
             _ => Egress::Host,
         };
@@ -378,7 +378,7 @@ fn verdict_of(egress: Egress) -> Verdict {
     match egress {
         Egress::Pods => Verdict::ToPods,
         Egress::Host => Verdict::ToHost,
-        Egress::Peer(peer) => Verdict::ToPeer(peer),
+        Egress::Peer(peer, network) => Verdict::ToPeer(peer, network),
     }
 }
 

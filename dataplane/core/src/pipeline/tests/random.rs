@@ -77,8 +77,10 @@ const V6: &[&str] = &[
 
 const PORTS: &[u16] = &[80, 80, 80, 5000, 5001, 8080, 9090, 30080, 30081, 30084, 30085, 4790, 61000, 65534, 443, 53, 9, 0];
 
-const ELSEWHERE: Ingress = Ingress::Overlay(Outer { src: Addr::from_v4([192, 0, 2, 66]), ecn: 0 });
-const CONGESTED: Ingress = Ingress::Overlay(Outer { src: Addr::from_v4([192, 0, 2, 2]), ecn: 3 });
+const ELSEWHERE: Ingress = Ingress::Overlay(Outer { src: Addr::from_v4([192, 0, 2, 66]), ecn: 0, network: Network::Cluster });
+const CONGESTED: Ingress = Ingress::Overlay(Outer { src: Addr::from_v4([192, 0, 2, 2]), ecn: 3, network: Network::Cluster });
+
+const HANDED_ON: Ingress = Ingress::Overlay(Outer { src: Addr::from_v4([192, 0, 2, 2]), ecn: 0, network: Network::DirectReturn });
 
 /// Whether a packet is as its sender made it, or was damaged afterwards.
 #[derive(Clone, Copy, PartialEq)]
@@ -172,7 +174,7 @@ impl Traffic {
     }
 
     fn ingress(&mut self, bytes: &[u8]) -> Ingress {
-        let anywhere = [Ingress::Pods, Ingress::Host, Ingress::Socket, PEER, ELSEWHERE, CONGESTED];
+        let anywhere = [Ingress::Pods, Ingress::Host, Ingress::Socket, PEER, ELSEWHERE, CONGESTED, HANDED_ON];
         if self.random.one_in(4) {
             return self.random.of(&anywhere);
         }
@@ -183,6 +185,7 @@ impl Traffic {
         match source {
             _ if source.starts_with("10.32.1.") || source.starts_with("fd00:32:1:") => Ingress::Pods,
             _ if source.starts_with("10.32.2.") || source.starts_with("fd00:32:2:") => PEER,
+            _ if self.random.one_in(3) => HANDED_ON,
             _ => Ingress::Host,
         }
     }
@@ -198,7 +201,14 @@ fn check_way(world: &World, ingress: Ingress, to: Egress, bytes: &[u8], what: &s
     let node = &snapshot.node;
     match to {
         Egress::Pods => assert!(snapshot.pods.get(dst).is_some(), "{what}: to a pod that is not here: {dst}"),
-        Egress::Peer(peer) => assert!(snapshot.peers[peer.0 as usize].prefixes.lookup(dst).is_some(), "{what}: to a peer that has not {dst}"),
+        Egress::Peer(_, Network::DirectReturn) => {
+            assert!(node.direct_return.is_some() && matches!(ingress, Ingress::Host | Ingress::Socket), "{what}: handed on");
+            assert!(node.owns(dst) || snapshot.is_vip(dst), "{what}: {dst} is handed on and no address of a service");
+            assert!(!within(&node.cluster_pod_cidrs, src) && !node.owns(src) && !snapshot.is_vip(src), "{what}: {src} is handed on and inside");
+        }
+        Egress::Peer(peer, Network::Cluster) => {
+            assert!(snapshot.peers[peer.0 as usize].prefixes.lookup(dst).is_some(), "{what}: to a peer that has not {dst}")
+        }
         Egress::Host => {
             let comes_back = within(&node.cluster_pod_cidrs, dst) || within(&node.service_cidrs, dst);
             assert!(!comes_back, "{what}: {dst} is routed to `host`, so it would come back");
@@ -212,6 +222,9 @@ fn check_way(world: &World, ingress: Ingress, to: Egress, bytes: &[u8], what: &s
 
 fn run(seed: u64, packets: usize) {
     let mut world = World::new();
+    if seed % 2 == 1 {
+        world.return_directly();
+    }
     let mut traffic = Traffic { random: Random(seed), left: Vec::new() };
     let mut delivered = 0;
     for n in 0..packets {
@@ -234,7 +247,7 @@ fn run(seed: u64, packets: usize) {
         let to = match verdicts[0] {
             Verdict::ToPods => Some(Egress::Pods),
             Verdict::ToHost => Some(Egress::Host),
-            Verdict::ToPeer(peer) => Some(Egress::Peer(peer)),
+            Verdict::ToPeer(peer, network) => Some(Egress::Peer(peer, network)),
             _ => None,
         };
         if let Some(to) = to {
@@ -314,7 +327,7 @@ fn trace_says_what_happens() {
             }
             Verdict::ToPods => "written to the TUN of the pods".to_owned(),
             Verdict::ToHost => "written to the TUN of the host".to_owned(),
-            Verdict::ToPeer(_) => "encapsulated and sent".to_owned(),
+            Verdict::ToPeer(..) => "encapsulated and sent".to_owned(),
             other => panic!("{other:?}"),
         };
         assert!(said.starts_with(&expected), "{:?} from {ingress:?}: {verdict:?}, but trace says {said}", parsed.tuple);
