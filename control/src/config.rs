@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use podgate_core::flow::Timeouts;
 use podgate_core::snapshot::OutsideToPods;
 use serde::Serialize;
 
@@ -202,6 +203,8 @@ pub struct Devices {
 pub struct Flows {
     /// How many flows it holds.
     pub capacity: u32,
+    /// How long flows may be silent.
+    pub timeouts: Timeouts,
 }
 
 /// What of the machine the configuration is checked against.

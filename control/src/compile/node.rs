@@ -129,7 +129,7 @@ impl From<&Config> for Settings {
                 SourceConfig::Directory(_) => Announcements::Optional,
                 SourceConfig::Kubernetes { .. } | SourceConfig::Etcd(_) => Announcements::Required,
             },
-            timeouts: Timeouts::default(),
+            timeouts: config.flows.timeouts,
         }
     }
 }
