@@ -30,7 +30,7 @@ use podgate_core::balance::loads_for;
 use podgate_core::flow::{Bucket, FlowTable, Memory, Record, Recovered, layout};
 
 /// Raise it when the meaning of a record, a bucket of either table, a load counter or the header changes, or their order.
-const LAYOUT_VERSION: u32 = 2;
+const LAYOUT_VERSION: u32 = 3;
 
 const MAGIC: [u8; 16] = *b"podgate flows\r\n\0";
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::hash::{self, Hash, tuple_words};
+use super::hash::{Hash, Key, tuple_words};
 use super::index::{BUCKET_ENTRIES, Bucket, Buckets, Entry};
 use super::record::{COARSE_MS, Ctrl, Record, State, Words};
 use super::sync::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ pub struct FlowTable<'a> {
     pub(super) index: Buckets<'a>,
     affinity: AffinityTable<'a>,
     loads: Loads<'a>,
-    key: [u64; 2],
+    key: Key,
 }
 
 /// The memory of a table.
@@ -74,7 +74,7 @@ impl<'a> FlowTable<'a> {
         let Memory { records, buckets, affinity, loads } = memory;
         assert!(!records.is_empty() && records.len() < u32::MAX as usize, "a flow table has 1 to 2^32 - 2 records, not {}", records.len());
         assert!(buckets.len().is_power_of_two() && buckets.len() >= 2, "the buckets of a flow table are a power of two, not {}", buckets.len());
-        FlowTable { records, index: Buckets(buckets), affinity: AffinityTable::new(key, affinity), loads: Loads::new(loads), key }
+        FlowTable { records, index: Buckets(buckets), affinity: AffinityTable::new(key, affinity), loads: Loads::new(loads), key: Key::new(key) }
     }
 
     /// Which clients stick to which backends.
@@ -92,7 +92,7 @@ impl<'a> FlowTable<'a> {
     /// The hash of a tuple under this table's key.
     #[inline]
     pub fn hash(&self, tuple: &Tuple) -> Hash {
-        hash::hash(self.key, tuple)
+        self.key.hash(tuple)
     }
 
     /// Brings the index entries of `hash` nearer: for a whole batch, before its lookups. See also [`FlowTable::warm_record`].
