@@ -151,8 +151,8 @@ impl Pipeline {
         for (_, hash) in self.parsed.iter().flatten() {
             env.flows.warm(*hash);
         }
-        for (_, hash) in self.parsed.iter().flatten() {
-            env.flows.warm_record(*hash);
+        for (parsed, hash) in self.parsed.iter().flatten() {
+            env.flows.warm_record(&parsed.tuple, *hash);
         }
         for (at, packet) in batch.iter_mut().enumerate() {
             self.at = at;

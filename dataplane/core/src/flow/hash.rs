@@ -20,21 +20,23 @@ impl Hash {
         self.0
     }
 
-    /// The part that an index entry keeps, 31 bits; no bit of it takes part in `buckets`' first choice (a table has far fewer than 2^32 buckets).
+    /// The part that an index entry keeps, 16 bits and never 0; no bit of it takes part in the choice of buckets while there are 2^24 at most.
     #[inline]
-    pub(super) const fn tag(self) -> u64 {
-        self.0 >> 33
+    pub(super) const fn tag(self) -> u16 {
+        let tag = (self.0 >> 48) as u16;
+        if tag == 0 { 1 } else { tag }
     }
 
-    /// The two buckets among `buckets` (a power of two, at least 2). They differ.
+    /// The first of the two buckets among `buckets` (a power of two, at least 2): most keys sit there.
     #[inline]
-    pub(super) const fn buckets(self, buckets: usize) -> [usize; 2] {
-        let mask = buckets - 1;
-        let first = self.0 as usize & mask;
-        // The distance to the second comes from the tag alone; the multiplier is 2^64 divided by the golden ratio (Knuth 6.4), and an odd
-        // distance is never zero.
-        let distance = (self.tag().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize | 1;
-        [first, (first ^ distance) & mask]
+    pub(super) const fn bucket(self, buckets: usize) -> usize {
+        self.0 as usize & (buckets - 1)
+    }
+
+    /// The second bucket. It is not the first, since an odd distance is never zero.
+    #[inline]
+    pub(super) const fn second_bucket(self, buckets: usize) -> usize {
+        (self.0 ^ (self.0 >> 24 | 1)) as usize & (buckets - 1)
     }
 }
 
@@ -98,7 +100,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_two_buckets_of_a_key_differ_and_exist(hash: u64, log2 in 1u32..24) {
-            let pair = Hash(hash).buckets(1 << log2);
+            let pair = [Hash(hash).bucket(1 << log2), Hash(hash).second_bucket(1 << log2)];
             prop_assert!(pair[0] != pair[1] && pair.iter().all(|n| *n < 1 << log2));
         }
 
@@ -146,7 +148,7 @@ mod tests {
                 let mut counts = [[0u32; PLACES]; 3];
                 for n in 0..PLACES as u32 * 16 {
                     let hash = key.hash(&make(n));
-                    for (counts, place) in counts.iter_mut().zip([hash.buckets(PLACES)[0], hash.buckets(PLACES)[1], hash.tag() as usize % PLACES]) {
+                    for (counts, place) in counts.iter_mut().zip([hash.bucket(PLACES), hash.second_bucket(PLACES), hash.tag() as usize % PLACES]) {
                         counts[place] += 1;
                     }
                 }
