@@ -418,8 +418,13 @@ fn masquerade_of(snapshot: &Snapshot, src: Addr) -> Option<&Masquerade> {
 /// Where a packet of a known flow goes next. Replies to somebody outside go back the way the flow was opened, even where the opener's
 /// address is a peer's: a node that came past the overlay is answered past it.
 pub fn hop_of_flow(snapshot: &Snapshot, flow: &Flow) -> Result<Hop, DropReason> {
-    let to = flow.translated().dst;
-    match (flow.direction, flow.opener) {
+    hop_back_or_on(snapshot, flow.direction, flow.opener, flow.translated().dst)
+}
+
+/// [`hop_of_flow`] of a packet that leaves for `to`.
+#[inline]
+pub(crate) fn hop_back_or_on(snapshot: &Snapshot, direction: Direction, opener: Opener, to: Addr) -> Result<Hop, DropReason> {
+    match (direction, opener) {
         (Direction::Reply, Opener::Host) if !snapshot.node.owns(to) => Ok(Hop::Outside),
         _ => hop(snapshot, to),
     }
