@@ -507,8 +507,13 @@ pub fn hop_of_flow(snapshot: &Snapshot, flow: &Flow) -> Result<Hop, DropReason> 
             _ => Err(DropReason::NoRoutePeer),
         };
     }
-    let to = flow.translated().dst;
-    match (flow.direction, flow.opener) {
+    hop_back_or_on(snapshot, flow.direction, flow.opener, flow.translated().dst)
+}
+
+/// [`hop_of_flow`] of a packet that leaves for `to`.
+#[inline]
+pub(crate) fn hop_back_or_on(snapshot: &Snapshot, direction: Direction, opener: Opener, to: Addr) -> Result<Hop, DropReason> {
+    match (direction, opener) {
         (Direction::Reply, Opener::Host) if !snapshot.node.owns(to) => Ok(Hop::Outside),
         _ => hop(snapshot, to),
     }

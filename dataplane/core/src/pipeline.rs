@@ -10,6 +10,8 @@
 //! 6. `departure`, where a pod has a bandwidth limit: refused, at once or later ([`crate::shape`])?
 //! 7. `send`: TTL and MTU of the way ahead, answered in the sender's terms; then translation in place ([`crate::nat`]).
 //!
+//! What most packets are, in the middle of a known flow with nothing the matter, takes stages 2 to 7 at once (`known`), to the same end.
+//!
 //! The worker acts on the verdict; on that of a packet that waits, when it is due. What the gateway says itself (ICMP errors, resets) and
 //! what it cut (fragments) is in the [`Outbox`]; an echo request to a VIP is turned round in place and leaves as any packet does.
 
@@ -20,7 +22,7 @@ use crate::counters::Counters;
 use crate::decide::{self, Decision, Hop, Opening, Say, Source, decide};
 use crate::encap;
 use crate::fib::within;
-use crate::flow::{Cursor, Direction, Flow, FlowTable, Hash, InsertError, Kind, NewFlow, Now, Stage};
+use crate::flow::{Cursor, Direction, Flow, FlowTable, Hash, InsertError, Kind, Likely, NewFlow, Now, Stage};
 use crate::fragment::{FragmentKey, FragmentLimits, FragmentTable, Tail};
 use crate::icmp::{self, Answer, Silence, TokenBucket};
 use crate::nat;
@@ -32,8 +34,10 @@ use crate::snapshot::Snapshot;
 use crate::verdict::{Consumed, DropReason, Verdict, WorkerId};
 use crate::wire::tcp::{ACK, SYN};
 
+mod known;
 mod outbox;
 
+use known::follow_known;
 pub use outbox::{Bind, Egress, MasqueradePort, Outbox};
 
 /// What a batch is judged by.
@@ -60,7 +64,10 @@ pub struct Pipeline {
     worker: WorkerId,
     /// The place in its batch of the packet that is being judged.
     at: usize,
+    /// The batch's packets as `parse` found them.
     parsed: Vec<Result<(Parsed, Hash), DropReason>>,
+    /// Their flows, as far as one look at the index tells.
+    likely: Vec<Likely>,
     fragments: FragmentTable<Result<Onward, DropReason>>,
     /// Where free records are looked for; known with the first flow, since it begins in this worker's own part of the table.
     free_records: Option<Cursor>,
@@ -128,6 +135,7 @@ impl Pipeline {
             worker,
             at: 0,
             parsed: Vec::with_capacity(BATCH_LEN_MAX),
+            likely: Vec::with_capacity(BATCH_LEN_MAX),
             fragments: FragmentTable::new(FragmentLimits::default(), seed),
             free_records: None,
             sweep_at: 0,
@@ -143,31 +151,36 @@ impl Pipeline {
     pub fn run(&mut self, env: &Env<'_>, batch: &mut [Packet<'_>], verdicts: &mut Vec<Verdict>, outbox: &mut Outbox) {
         debug_assert!(batch.len() <= BATCH_LEN_MAX);
         verdicts.clear();
-        self.parsed.clear();
-        for packet in batch.iter() {
-            self.parsed.push(parse(packet).map(|parsed| (parsed, env.flows.hash(&parsed.tuple))));
-        }
+        // Borrowed from `self` for the batch, so that packets are judged where they lie.
+        let (mut parsed, mut likely) = (std::mem::take(&mut self.parsed), std::mem::take(&mut self.likely));
+        parsed.clear();
+        likely.clear();
+        parsed.extend(batch.iter().map(|packet| parse(packet).map(|parsed| (parsed, env.flows.hash(&parsed.tuple)))));
         // Fetched here, used below. In loops of their own the loads stand close together, so that the cache misses of a batch overlap.
-        for (_, hash) in self.parsed.iter().flatten() {
+        for (_, hash) in parsed.iter().flatten() {
             env.flows.warm(*hash);
         }
-        for (_, hash) in self.parsed.iter().flatten() {
-            env.flows.warm_record(*hash);
-        }
-        for (at, packet) in batch.iter_mut().enumerate() {
+        likely.extend(parsed.iter().map(|parsed| match parsed {
+            Ok((parsed, hash)) => env.flows.warm_record(&parsed.tuple, *hash),
+            Err(_) => Likely::NONE,
+        }));
+        for (at, ((packet, parsed), likely)) in batch.iter_mut().zip(&parsed).zip(&likely).enumerate() {
             self.at = at;
-            let verdict = match self.parsed[at] {
-                Ok((parsed, hash)) => self.judge(env, packet, &parsed, hash, outbox).unwrap_or_else(|reason| {
-                    env.counters.dropped(reason, offload::wire_packets(packet, &parsed).into());
-                    Verdict::Drop(reason)
-                }),
+            verdicts.push(match parsed {
+                Ok((parsed, hash)) => match follow_known(env, packet, parsed, *likely) {
+                    Some(verdict) => verdict,
+                    None => self.judge(env, packet, parsed, *hash, outbox).unwrap_or_else(|reason| {
+                        env.counters.dropped(reason, offload::wire_packets(packet, parsed).into());
+                        Verdict::Drop(reason)
+                    }),
+                },
                 Err(reason) => {
-                    env.counters.dropped(reason, 1);
-                    Verdict::Drop(reason)
+                    env.counters.dropped(*reason, 1);
+                    Verdict::Drop(*reason)
                 }
-            };
-            verdicts.push(verdict);
+            });
         }
+        (self.parsed, self.likely) = (parsed, likely);
     }
 
     /// Work between batches: fragments whose time is up, a step of the flow table's sweep. Call it every 10 to 100 ms.
@@ -490,12 +503,7 @@ impl Pipeline {
             outbox.push_fragments(egress_of(onward.hop), packet, &sent, mtu, self.fragment_id)?;
             return Ok(Verdict::Consumed(Consumed::Fragmented));
         }
-        Ok(match onward.hop {
-            Hop::Pod { .. } => Verdict::ToPods,
-            Hop::Node | Hop::Outside => Verdict::ToHost,
-            Hop::Peer(peer) => Verdict::ToPeer(peer, Network::Cluster),
-            Hop::DirectReturn(peer) => Verdict::ToPeer(peer, Network::DirectReturn),
-        })
+        Ok(verdict_of(onward.hop))
     }
 
     /// The tails that came before their head, now that it is known what becomes of them.
@@ -632,6 +640,15 @@ fn back_to(ingress: Ingress, sender: Sender) -> Egress {
         (Ingress::Overlay(_), Sender::Peer(peer)) => Egress::Peer(peer, Network::Cluster),
         (Ingress::Pods, _) => Egress::Pods,
         _ => Egress::Host,
+    }
+}
+
+fn verdict_of(hop: Hop) -> Verdict {
+    match hop {
+        Hop::Pod { .. } => Verdict::ToPods,
+        Hop::Node | Hop::Outside => Verdict::ToHost,
+        Hop::Peer(peer) => Verdict::ToPeer(peer, Network::Cluster),
+        Hop::DirectReturn(peer) => Verdict::ToPeer(peer, Network::DirectReturn),
     }
 }
 

@@ -45,10 +45,10 @@ use crate::addr::{Tuple, protocol};
 use crate::balance::LoadSlot;
 
 pub use hash::Hash;
-pub use index::Bucket;
+pub use index::{Bucket, RECORDS_MAX};
 pub use insert::Cursor;
 pub use record::Record;
-pub use table::{FlowTable, Memory, OwnedFlows, Recovered, Swept, layout};
+pub use table::{FlowTable, Hit, Likely, Memory, OwnedFlows, Recovered, Swept, layout};
 
 /// Lifetimes of flows, as nf_conntrack's defaults unless configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,7 @@ pub enum Kind {
 pub struct NewFlow {
     /// The opener's packets as they arrive: client to what it dialled.
     pub original: Tuple,
-    /// The answer's packets as they arrive: backend to the client as the backend sees it.
+    /// The answer's packets as they arrive: backend to the client as the backend sees it. Of the same protocol and family.
     pub reply: Tuple,
     /// Why it has a slot.
     pub kind: Kind,
