@@ -411,6 +411,10 @@ fn the_rules_that_are_shipped_are_enough_and_none_is_too_much() {
         let gateway = Cluster::of(server.clone(), Some("gateway"));
         let mut source = start(&gateway, 1).await;
         source.announce(Announcement::annotations(&["192.0.2.1".parse().unwrap()], &OVERLAY, 1500));
+        source.forwards.send_replace(true);
+        timeout(Duration::from_secs(5), admin.wait_for_condition(OWN, "NetworkUnavailable", "False PodgateIsUp"))
+            .await
+            .expect("it may say that it is up");
         settle(&mut source, &admin, Duration::from_secs(5)).await.unwrap();
         let announced = source.state.wait_for(|state| matches!(state.nodes()[OWN].announcement, Announcement::Overlay { .. }));
         timeout(Duration::from_secs(5), announced).await.expect("it may announce itself").unwrap();
@@ -456,6 +460,39 @@ fn a_gateways_announcement_is_put_back_whenever_it_is_not_what_it_should_be() {
         cluster.put(node(1, 0)).await;
         timeout(patience, source.state.wait_for(|state| overlay(state) == wanted(9000))).await.expect("it is announced anew").unwrap();
         settle(&mut source, &cluster, patience).await.unwrap();
+    });
+}
+
+#[test]
+fn a_node_that_forwards_has_a_network_and_says_so_again_only_after_a_while() {
+    run(false, async {
+        let (server, cluster, source) = settled(1).await;
+        let soon = Duration::from_secs(10);
+        let ours = || timeout(soon, cluster.wait_for_condition(OWN, "NetworkUnavailable", "False PodgateIsUp"));
+        cluster.set_condition(OWN, "Ready", "True", "KubeletReady").await;
+        cluster.set_condition(OWN, "NetworkUnavailable", "True", "NoRouteCreated").await;
+        assert!(ours().await.is_err(), "it says so before the node is ready");
+        source.forwards.send_replace(true);
+        ours().await.expect("it says so when the node is ready");
+        timeout(soon, cluster.wait_for_condition(OWN, "Ready", "True KubeletReady")).await.expect("others' conditions stay");
+        // Somebody who repeats his word is contradicted once in five minutes.
+        let (start, mut contradictions) = (Instant::now(), 0);
+        while start.elapsed() < Duration::from_secs(3600) {
+            cluster.set_condition(OWN, "NetworkUnavailable", "True", "NoRouteCreated").await;
+            sleep(Duration::from_millis(9_700)).await;
+            let status = &server.objects("nodes")[0]["status"]["conditions"];
+            contradictions += status.as_array().into_iter().flatten().filter(|condition| condition["reason"] == "PodgateIsUp").count();
+        }
+        assert!((10..=12).contains(&contradictions), "{contradictions} in an hour");
+        // His word that there is a network is as good.
+        cluster.set_condition(OWN, "NetworkUnavailable", "False", "RouteCreated").await;
+        sleep(Duration::from_secs(600)).await;
+        timeout(soon, cluster.wait_for_condition(OWN, "NetworkUnavailable", "False RouteCreated")).await.expect("it is left alone");
+        // Another Node of the name knows nothing yet.
+        cluster.delete("nodes", "", OWN).await;
+        sleep(soon).await;
+        cluster.put(node(1, 0)).await;
+        ours().await.expect("a Node that is made anew is told");
     });
 }
 
