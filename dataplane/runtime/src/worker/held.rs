@@ -9,6 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use podgate_core::fib::Pod;
 use podgate_core::packet::{Ingress, Offload};
 use podgate_core::shape::Wait;
 use podgate_core::snapshot::{Generation, Snapshot};
@@ -169,7 +170,7 @@ impl Frame {
         }
         let Some(dst) = destination(packet) else { return Verdict::Drop(DropReason::BadHeader) };
         match self.verdict {
-            Verdict::ToPods if snapshot.pods.get(dst).is_none() => Verdict::Drop(DropReason::NoRoutePod),
+            Verdict::ToPods | Verdict::ToPod(_) => snapshot.pods.get(dst).map_or(Verdict::Drop(DropReason::NoRoutePod), Pod::verdict),
             Verdict::ToPeer(_) => match snapshot.routes.lookup(dst) {
                 Some(peer) => Verdict::ToPeer(PeerId(*peer)),
                 None => Verdict::Drop(DropReason::NoRoutePeer),
@@ -206,7 +207,7 @@ impl Buffers for Memory {
 mod tests {
     use std::sync::Arc;
 
-    use podgate_core::fib::{Pod, PodTable, PrefixMap};
+    use podgate_core::fib::{PodTable, PrefixMap};
     use podgate_core::packet::{Checksum, Gso};
     use podgate_core::service::ServiceTable;
     use podgate_core::snapshot::{NodeTables, OutsideToPods};
