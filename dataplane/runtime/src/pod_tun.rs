@@ -246,5 +246,16 @@ impl Patchbay {
     }
 }
 
+impl Drop for Patchbay {
+    /// With the workers gone the queues are closed at once, not when the last replaced table is freed: whoever comes next opens them again.
+    fn drop(&mut self) {
+        for port in self.next.ports.values().chain(&self.leaving) {
+            if let Err(error) = port.queue().vacate() {
+                eprintln!("the queue of {} stays open: {error}", port.tun.name());
+            }
+        }
+    }
+}
+
 /// include/uapi/linux/sockios.h.
 const SIOCGSKNS: libc::Ioctl = 0x894c;

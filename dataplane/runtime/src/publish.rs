@@ -10,7 +10,6 @@
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::time::Duration;
 
 use crossbeam::epoch::{self, Atomic, Guard, Owned, Shared};
 use crossbeam::utils::CachePadded;
@@ -56,13 +55,6 @@ pub struct Session<'a> {
     reader: &'a Reader,
     guard: Guard,
 }
-
-/// How often a publisher that is dropped looks for what it replaced. Readers that are still there, or another publisher's in the same
-/// process, may keep it from being found: then it is freed whenever they let go.
-const RECLAIM_TRIES: usize = 500;
-
-/// Between two of these looks: another publisher's reader that is idle lets go every 50 ms.
-const RECLAIM_PAUSE: Duration = Duration::from_millis(1);
 
 /// A publisher of `first` and `readers` readers of it. The snapshot is known before the first packet is read.
 pub fn channel(first: Arc<Snapshot>, readers: usize) -> (Publisher, Vec<Reader>) {
@@ -134,20 +126,6 @@ impl Publisher {
         guard.flush();
         drop(guard);
         self.root.free_retired()
-    }
-}
-
-impl Drop for Publisher {
-    /// Waits, shortly, for what was replaced: descriptors in it are to be closed when whoever drops this opens them again.
-    fn drop(&mut self) {
-        for _ in 0..RECLAIM_TRIES {
-            self.reclaim();
-            // Each replaced node that is not in the list yet has a closure with a reference, each reader has one.
-            if Arc::strong_count(&self.root) == 1 {
-                return;
-            }
-            std::thread::sleep(RECLAIM_PAUSE);
-        }
     }
 }
 

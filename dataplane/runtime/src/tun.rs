@@ -405,6 +405,14 @@ impl Queue {
         Ok(queue)
     }
 
+    /// Closes the queue, whoever still has this value: from now on it is one that says nothing and swallows everything.
+    pub(crate) fn vacate(&self) -> io::Result<()> {
+        let nothing = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/null")?;
+        // SAFETY: both descriptors are open and stay ours; the second one's file changes, its number does not.
+        let moved = unsafe { libc::dup3(nothing.as_raw_fd(), self.as_raw_fd(), libc::O_CLOEXEC) };
+        if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
     /// The interface's name.
     pub(crate) fn name(&self) -> &str {
         &self.shared.name
