@@ -135,7 +135,8 @@ impl Daemon {
                 "connected": inner.source_status.connected,
                 "errors": inner.source_status.errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
             },
-            "attachMode": "veth",
+            "attachMode": self.config.attach,
+            "podsInTunMode": inner.pods.list().filter(|pod| pod.tun().is_some()).count(),
             "offloads": {
                 "tso": features.tso.on, "uso": features.uso.on, "udpSegment": features.udp_gso.on, "udpGro": features.udp_gro.on,
             },

@@ -60,6 +60,7 @@ fn spec(number: u8) -> AttachSpec {
         name: format!("default/pod-{number}"),
         network: None,
         attempt: 0,
+        mode: AttachMode::Veth,
         netns_path: String::new(),
         ifname: "eth0".into(),
         addresses: vec![IpAddr::from([10, 244, 1, number]), format!("fd00:77:1::{number}").parse().unwrap()],

@@ -83,10 +83,19 @@ impl Publisher {
 
     /// The same, with the pods' TUNs.
     pub(crate) fn publish_with(&mut self, next: Arc<Snapshot>, tuns: Arc<PodTuns>) {
-        let guard = epoch::pin();
         let generation = next.generation;
-        let node = Owned::new(Node { snapshot: next, tuns, next: AtomicPtr::new(ptr::null_mut()) });
         assert!(generation > self.generation(), "generation {} is not above {}", generation.0, self.generation().0);
+        self.replace(next, tuns);
+    }
+
+    /// Publishes the snapshot in force once more, with other TUNs.
+    pub(crate) fn publish_again(&mut self, tuns: Arc<PodTuns>) {
+        self.replace(self.current(), tuns);
+    }
+
+    fn replace(&mut self, next: Arc<Snapshot>, tuns: Arc<PodTuns>) {
+        let guard = epoch::pin();
+        let node = Owned::new(Node { snapshot: next, tuns, next: AtomicPtr::new(ptr::null_mut()) });
         // AcqRel: Release pairs with the Acquire load in `Session::refresh`, so that a reader sees the whole snapshot; Acquire so that the
         // node that comes back is whole for us.
         let before = self.root.current.swap(node, Ordering::AcqRel, &guard);

@@ -32,6 +32,7 @@ use crate::tun::{Attachment, Queue, Tun, TunError};
 use crate::udp::{Receiver, SENDERS_PER_FAMILY, Sender, UdpError};
 use crate::vnet::VnetHeader;
 pub use crate::worker::features::{FeatureState, FeatureStatus};
+use crate::worker::handoff::Inbox;
 pub use crate::worker::latency::Latency;
 use crate::worker::rx::MESSAGES_MAX;
 use crate::worker::shared::Shared;
@@ -247,6 +248,13 @@ impl Runtime {
     /// The pods' own TUNs in use.
     pub fn pod_tuns(&self) -> Vec<PodTunStatus> {
         self.patchbay().status()
+    }
+
+    /// Makes the snapshot in force the one that every batch from now on is judged by, with the pods' TUNs that were plugged and unplugged.
+    pub fn publish_again(&self) {
+        let tuns = self.patchbay().table();
+        self.publisher().publish_again(tuns);
+        self.shared.inboxes.iter().for_each(Inbox::wake);
     }
 
     /// The generation that each worker used last. A worker between two packets takes note of a new one within 50 ms.
