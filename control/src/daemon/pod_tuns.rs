@@ -36,6 +36,7 @@ impl Daemon {
                 Err(error) => tracing::error!(%error, "a pod's TUN"),
             }
         }
+        inner.note_closed();
         plugged
     }
 
@@ -58,12 +59,14 @@ impl super::Inner {
     /// Opens the TUNs that are not `in_use`; what cannot be opened is a problem.
     pub(super) fn open_tuns(&mut self, in_use: &[TunId]) {
         self.pods.open_tuns(in_use);
+        self.note_closed();
+    }
+
+    /// Names the pods whose TUN could not be opened.
+    fn note_closed(&mut self) {
         self.problems.retain(|problem| !problem.starts_with(PROBLEM));
-        let closed = self
-            .pods
-            .closed()
-            .map(|(pod, error)| format!("{PROBLEM}: nothing reaches {}: {error}; delete the pod and let it be attached anew", pod.name));
-        let closed: Vec<String> = closed.collect();
-        self.problems.extend(closed);
+        let closed = self.pods.closed();
+        let told = closed.map(|(pod, error)| format!("{PROBLEM}: nothing reaches {}: {error}; delete the pod and let it be attached anew", pod.name));
+        self.problems.extend(told.collect::<Vec<_>>());
     }
 }
