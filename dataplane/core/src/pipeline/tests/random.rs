@@ -89,6 +89,8 @@ enum State {
 
 struct Traffic {
     random: Random,
+    /// Whether pod .10 has a TUN of its own.
+    own_tun: bool,
     /// What left lately: replies and ICMP errors are made from it.
     left: Vec<Vec<u8>>,
 }
@@ -172,7 +174,7 @@ impl Traffic {
     }
 
     fn ingress(&mut self, bytes: &[u8]) -> Ingress {
-        let anywhere = [Ingress::Pods, Ingress::Host, Ingress::Socket, PEER, ELSEWHERE, CONGESTED];
+        let anywhere = [Ingress::Pods, Ingress::Pod(own_tun::FIRST), Ingress::Host, Ingress::Socket, PEER, ELSEWHERE, CONGESTED];
         if self.random.one_in(4) {
             return self.random.of(&anywhere);
         }
@@ -181,6 +183,7 @@ impl Traffic {
         let Ok(parsed) = parse(&testing::packet(&mut copy, Ingress::Pods)) else { return self.random.of(&anywhere) };
         let source = parsed.tuple.src.to_string();
         match source {
+            _ if matches!(&*source, "10.32.1.10" | "fd00:32:1::10") && self.own_tun => Ingress::Pod(own_tun::FIRST),
             _ if source.starts_with("10.32.1.") || source.starts_with("fd00:32:1:") => Ingress::Pods,
             _ if source.starts_with("10.32.2.") || source.starts_with("fd00:32:2:") => PEER,
             _ => Ingress::Host,
@@ -197,7 +200,8 @@ fn check_way(world: &World, ingress: Ingress, to: Egress, bytes: &[u8], what: &s
     let snapshot = &world.snapshot;
     let node = &snapshot.node;
     match to {
-        Egress::Pods => assert!(snapshot.pods.get(dst).is_some(), "{what}: to a pod that is not here: {dst}"),
+        Egress::Pods => assert!(snapshot.pods.get(dst).is_some_and(|pod| pod.tun.is_none()), "{what}: to a pod that is not there: {dst}"),
+        Egress::Pod(tun) => assert!(snapshot.pods.get(dst).is_some_and(|pod| pod.tun == Some(tun)), "{what}: to another pod's TUN: {dst}"),
         Egress::Peer(peer) => assert!(snapshot.peers[peer.0 as usize].prefixes.lookup(dst).is_some(), "{what}: to a peer that has not {dst}"),
         Egress::Host => {
             let comes_back = within(&node.cluster_pod_cidrs, dst) || within(&node.service_cidrs, dst);
@@ -205,14 +209,15 @@ fn check_way(world: &World, ingress: Ingress, to: Egress, bytes: &[u8], what: &s
             assert!(!crate::wire::ip::Scope::of(dst).eq(&crate::wire::ip::Scope::Loopback), "{what}: to the node's loopback");
         }
     }
-    let from_inside = matches!(ingress, Ingress::Pods | Ingress::Overlay(_));
+    let from_inside = matches!(ingress, Ingress::Pods | Ingress::Pod(_) | Ingress::Overlay(_));
     let to_a_node = node.owns(dst) || dst == addr("192.0.2.2");
     assert!(!(from_inside && to_a_node && protocol == protocol::UDP && dst_port == 4790), "{what}: to the overlay's port, from {src}");
 }
 
 fn run(seed: u64, packets: usize) {
-    let mut world = World::new();
-    let mut traffic = Traffic { random: Random(seed), left: Vec::new() };
+    let own_tun = seed % 2 == 1;
+    let mut world = if own_tun { own_tun::world(&[("10", own_tun::FIRST)]) } else { World::new() };
+    let mut traffic = Traffic { random: Random(seed), own_tun, left: Vec::new() };
     let mut delivered = 0;
     for n in 0..packets {
         let (state, mut bytes) = traffic.arriving();
@@ -233,6 +238,7 @@ fn run(seed: u64, packets: usize) {
         assert!(dropped >= u64::from(matches!(verdicts[0], Verdict::Drop(_))), "{what}: a drop is counted");
         let to = match verdicts[0] {
             Verdict::ToPods => Some(Egress::Pods),
+            Verdict::ToPod(tun) => Some(Egress::Pod(tun)),
             Verdict::ToHost => Some(Egress::Host),
             Verdict::ToPeer(peer) => Some(Egress::Peer(peer)),
             _ => None,
