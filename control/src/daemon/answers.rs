@@ -71,7 +71,10 @@ impl Daemon {
             "backends" => views::backends(&self.inner.borrow().compiled),
             "flows" => views::flows(dataplane.flows(), clock::Instant::read().now(), &dataplane.snapshot()),
             "peers" => views::peers(&self.inner.borrow().compiled),
-            "ipam" => views::ipam(&self.inner.borrow().ipam),
+            "ipam" => {
+                let inner = self.inner.borrow();
+                views::ipam(&inner.ipam, &inner.pods)
+            }
             "workers" => views::workers(&dataplane),
             "drops" => views::drops(&dataplane, guard_drops::read(&self.devices.gateway_netns).unwrap_or_default()),
             "routes" => views::routes(&dataplane.snapshot()),

@@ -211,6 +211,7 @@ mod tests {
     use podgate_core::packet::{Checksum, Gso};
     use podgate_core::service::ServiceTable;
     use podgate_core::snapshot::{NodeTables, OutsideToPods};
+    use podgate_core::verdict::TunId;
 
     use super::*;
 
@@ -333,6 +334,11 @@ mod tests {
             let moved = snapshot(2, &[pod], &[(prefix, 9)]);
             assert_eq!(pods.verdict_by(&moved, packet), Verdict::ToPods);
             assert_eq!(peer.verdict_by(&moved, packet), Verdict::ToPeer(PeerId(9)), "another number, the same peer");
+            assert_eq!(frame(Verdict::ToPod(TunId(5))).verdict_by(&moved, packet), Verdict::ToPods, "attached anew, by a veth");
+            let attached_anew =
+                Snapshot { pods: PodTable::new([(addr(pod), Pod { tun: Some(TunId(6)), ..Pod::new(1500) })]), ..snapshot(2, &[], &[]) };
+            assert_eq!(pods.verdict_by(&attached_anew, packet), Verdict::ToPod(TunId(6)), "attached anew, by a TUN");
+            assert_eq!(frame(Verdict::ToPod(TunId(5))).verdict_by(&gone, packet), Verdict::Drop(DropReason::NoRoutePod));
         }
     }
 }
