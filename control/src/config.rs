@@ -29,9 +29,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use podgate_cni::protocol::AttachMode;
 use podgate_core::flow::Timeouts;
 use podgate_core::snapshot::OutsideToPods;
-use serde::Serialize;
 
 use crate::ipam::IpamSettings;
 
@@ -68,8 +68,8 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// The journal of addresses lives here.
     pub state_dir: PathBuf,
-    /// How pods are attached.
-    pub attach: Attach,
+    /// How pods are attached that do not say it themselves.
+    pub attach: AttachMode,
     /// Workers; `None` leaves it to the machine.
     pub workers: Option<Workers>,
     /// Connections opened from outside the cluster to a pod's address.
@@ -168,16 +168,6 @@ impl SourceConfig {
             SourceConfig::Etcd(_) => "etcd",
         }
     }
-}
-
-/// How pods are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Attach {
-    /// A veth pair, one end in the gateway's namespace.
-    Veth,
-    /// A TUN inside the pod's namespace.
-    Tun,
 }
 
 /// Workers, where the configuration says.

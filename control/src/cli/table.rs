@@ -80,6 +80,7 @@ fn columns(table: &str) -> &'static [Column] {
             Column("PLUGIN", "plugin", Always),
             Column("SANDBOX", "sandbox", Always),
             Column("POOL", "pool", Wide),
+            Column("MODE", "mode", Wide),
         ],
         "pools" => &[
             Column("POOL", "pool", Always),

@@ -66,7 +66,7 @@ outsideToPods: drop
 ";
     let config = parse(text).unwrap();
     assert_eq!(config.underlay, Underlay::Addresses(vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]));
-    assert_eq!((config.attach, config.outside_to_pods), (Attach::Tun, OutsideToPods::Drop));
+    assert_eq!((config.attach, config.outside_to_pods), (podgate_cni::protocol::AttachMode::Tun, OutsideToPods::Drop));
     assert_eq!(config.masquerade, None);
     assert_eq!(config.workers, Some(Workers { count: 1, cpus: vec![1] }));
     assert_eq!(config.node_port_addresses, NodePortAddresses::Within(vec!["192.0.2.0/24".parse().unwrap()]));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use podgate_cni::protocol::AttachMode;
 use podgate_core::fib::bounds;
 use podgate_core::flow::Timeouts;
 use podgate_core::snapshot::OutsideToPods;
@@ -16,8 +17,7 @@ use super::raw::{
     RawTimeouts, RawUnderlay, RawWorkers, Seconds,
 };
 use super::{
-    Attach, Config, ConfigError, Devices, EtcdConfig, Flows, HostFacts, NodePortAddresses, Overlay, SourceConfig, Underlay, Workers, addresses,
-    publish,
+    Config, ConfigError, Devices, EtcdConfig, Flows, HostFacts, NodePortAddresses, Overlay, SourceConfig, Underlay, Workers, addresses, publish,
 };
 
 /// Builds errors about one file.
@@ -70,9 +70,9 @@ pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config
         source: source(&check, raw.source)?,
         runtime_dir: absolute(&check, "runtimeDir", raw.runtime_dir.unwrap_or_else(|| "/run/podgate".into()))?,
         state_dir: absolute(&check, "stateDir", raw.state_dir.unwrap_or_else(|| "/var/lib/podgate".into()))?,
-        attach: raw.attach.map_or(Attach::Veth, |a| match a {
-            RawAttach::Veth => Attach::Veth,
-            RawAttach::Tun => Attach::Tun,
+        attach: raw.attach.map_or(AttachMode::Veth, |a| match a {
+            RawAttach::Veth => AttachMode::Veth,
+            RawAttach::Tun => AttachMode::Tun,
         }),
         workers: workers(&check, raw.workers)?,
         outside_to_pods: raw.outside_to_pods.map_or(OutsideToPods::Allow, |o| match o {

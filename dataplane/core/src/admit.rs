@@ -1,7 +1,8 @@
 //! Arrival is not trust: may a packet claim to come from where it says, given the side it came in on?
 //!
 //! The sides are told apart by descriptor, so what is left to check is the source address, and what kind of thing the destination is.
-//! The kernel's per-pod rules (`iif VETH from POD_IP`) stand in front of the pods' side; the check here is the second lock on that door.
+//! The kernel's per-pod rules (`iif VETH from POD_IP`) stand in front of the TUN `pods`; the check here is the second lock on that door.
+//! On a pod's own TUN it is the only one, and a sure one: nobody else can send there.
 
 use crate::addr::{Addr, protocol};
 use crate::decap;
@@ -10,7 +11,7 @@ use crate::flow::Opener;
 use crate::packet::{Ingress, Network, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::snapshot::Snapshot;
-use crate::verdict::{DropReason, PeerId};
+use crate::verdict::{DropReason, PeerId, TunId};
 use crate::wire::ip::{self, Scope};
 
 /// A packet that may go on: who is behind its source address.
@@ -57,10 +58,8 @@ pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> R
         return Err(DropReason::IcmpForbidden);
     }
     match packet.ingress {
-        Ingress::Pods => {
-            let pod = snapshot.pods.get(src).ok_or(DropReason::SpoofedByPod)?;
-            Ok(Sender::Pod { limited: pod.limits.is_some() })
-        }
+        Ingress::Pods => of_pod(snapshot, src, None),
+        Ingress::Pod(tun) => of_pod(snapshot, src, Some(tun)),
         Ingress::Host | Ingress::Socket => {
             if snapshot.node.owns(src) {
                 return Ok(Sender::Node);
@@ -87,6 +86,13 @@ pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> R
             Ok(sender)
         }
     }
+}
+
+/// A pod's packet, if its source is an address of a pod that sends by this way.
+#[inline]
+fn of_pod(snapshot: &Snapshot, src: Addr, tun: Option<TunId>) -> Result<Sender, DropReason> {
+    let pod = snapshot.pods.get(src).filter(|pod| pod.tun == tun).ok_or(DropReason::SpoofedByPod)?;
+    Ok(Sender::Pod { limited: pod.limits.is_some() })
 }
 
 /// Whether a packet from `host` is one of this gateway's own probes, and which: they come back with sources that nobody else may use.

@@ -15,7 +15,7 @@ use crate::packet::{Ingress, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, TrafficPolicy};
 use crate::snapshot::{Masquerade, NodeTables, OutsideToPods, Snapshot};
-use crate::verdict::{DropReason, PeerId};
+use crate::verdict::{DropReason, PeerId, TunId};
 use crate::wire::ip::Scope;
 
 /// What is to become of a packet.
@@ -53,12 +53,14 @@ pub enum Say {
 /// Where a packet goes next, by its destination after translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hop {
-    /// A pod of this node, through the TUN `pods`; the MTU of its interface.
+    /// A pod of this node; the MTU of its interface.
     Pod {
         /// In bytes.
         mtu: u32,
         /// Whether what it receives is limited.
         limited: bool,
+        /// Its own TUN; none if it is reached through the TUN `pods`.
+        tun: Option<TunId>,
     },
     /// The node itself, through the TUN `host`.
     Node,
@@ -489,7 +491,7 @@ pub fn hop(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
 /// The hop to a pod of this node.
 #[inline]
 fn hop_to_pod(pod: &Pod) -> Hop {
-    Hop::Pod { mtu: pod.mtu, limited: pod.limits.is_some() }
+    Hop::Pod { mtu: pod.mtu, limited: pod.limits.is_some(), tun: pod.tun }
 }
 
 /// How what `src` says to the outside is masqueraded, if it is: a pod may be left out of it.
@@ -522,7 +524,7 @@ pub(crate) fn hop_back_or_on(snapshot: &Snapshot, direction: Direction, opener: 
 /// The way back to who sent a packet.
 fn way_back(snapshot: &Snapshot, src: Addr, sender: Sender) -> Hop {
     match sender {
-        Sender::Pod { .. } => snapshot.pods.get(src).map_or(Hop::Pod { mtu: 0, limited: false }, hop_to_pod),
+        Sender::Pod { .. } => snapshot.pods.get(src).map_or(Hop::Pod { mtu: 0, limited: false, tun: None }, hop_to_pod),
         Sender::Node => Hop::Node,
         Sender::Outside | Sender::HandedOn(_) => Hop::Outside,
         Sender::Peer(peer) => Hop::Peer(peer),

@@ -32,6 +32,7 @@ use crate::parse::{Parsed, Transport, parse};
 use crate::shape::{self, Exceeded, Limits, Wait};
 use crate::snapshot::Snapshot;
 use crate::verdict::{Consumed, DropReason, Verdict, WorkerId};
+use crate::wire::ip;
 use crate::wire::tcp::{ACK, SYN};
 
 mod known;
@@ -464,9 +465,11 @@ impl Pipeline {
         onward: &Onward,
         outbox: &mut Outbox,
     ) -> Result<Verdict, DropReason> {
-        // The kernel takes one from the TTL where it forwards from a TUN, to a veth or to an uplink; it would name the wrong address.
-        let kernel_forwards = matches!(onward.hop, Hop::Pod { .. } | Hop::Outside);
-        if kernel_forwards && parsed.ttl <= 1 && onward.change != Change::Reply {
+        // The kernel takes one from the TTL where it forwards from a TUN, to a veth or to an uplink; it would name the wrong address. On the
+        // way in it has taken one on a veth, and nothing on a pod's own TUN, where the gateway itself is the first router.
+        let kernel_takes = u8::from(matches!(onward.hop, Hop::Pod { tun: None, .. } | Hop::Outside));
+        let we_take = u8::from(matches!(packet.ingress, Ingress::Pod(_)) && onward.change != Change::Reply);
+        if parsed.ttl <= kernel_takes + we_take && kernel_takes + we_take > 0 && onward.change != Change::Reply {
             self.say(env, packet, parsed, sender, Answer::TimeExceeded, outbox);
             return Err(DropReason::TtlExceeded);
         }
@@ -487,6 +490,9 @@ impl Pipeline {
                 _ => u32::MAX,
             };
             nat::clamp_mss(packet.head, parsed, packet.offload.checksum, mss_for(mtu.min(way_back), parsed));
+        }
+        if we_take > 0 {
+            ip::set_ttl(packet.head, parsed.ttl - we_take);
         }
         match onward.change {
             Change::Tuple if onward.to != parsed.tuple => nat::translate(packet.head, parsed, packet.offload.checksum, &onward.to),
@@ -639,13 +645,14 @@ fn back_to(ingress: Ingress, sender: Sender) -> Egress {
     match (ingress, sender) {
         (Ingress::Overlay(_), Sender::Peer(peer)) => Egress::Peer(peer, Network::Cluster),
         (Ingress::Pods, _) => Egress::Pods,
+        (Ingress::Pod(tun), _) => Egress::Pod(tun),
         _ => Egress::Host,
     }
 }
 
 fn verdict_of(hop: Hop) -> Verdict {
     match hop {
-        Hop::Pod { .. } => Verdict::ToPods,
+        Hop::Pod { tun, .. } => tun.map_or(Verdict::ToPods, Verdict::ToPod),
         Hop::Node | Hop::Outside => Verdict::ToHost,
         Hop::Peer(peer) => Verdict::ToPeer(peer, Network::Cluster),
         Hop::DirectReturn(peer) => Verdict::ToPeer(peer, Network::DirectReturn),
@@ -654,7 +661,7 @@ fn verdict_of(hop: Hop) -> Verdict {
 
 fn egress_of(hop: Hop) -> Egress {
     match hop {
-        Hop::Pod { .. } => Egress::Pods,
+        Hop::Pod { tun, .. } => tun.map_or(Egress::Pods, Egress::Pod),
         Hop::Node | Hop::Outside => Egress::Host,
         Hop::Peer(peer) => Egress::Peer(peer, Network::Cluster),
         Hop::DirectReturn(peer) => Egress::Peer(peer, Network::DirectReturn),

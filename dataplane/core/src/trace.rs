@@ -145,7 +145,8 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple, now: Now)
     match hop {
         Ok(hop) => {
             let (way, verdict) = match hop {
-                Hop::Pod { mtu, .. } => (format!("a pod of this node, MTU {mtu}"), "written to the TUN of the pods"),
+                Hop::Pod { mtu, tun: None, .. } => (format!("a pod of this node, MTU {mtu}"), "written to the TUN of the pods"),
+                Hop::Pod { mtu, tun: Some(_), .. } => (format!("a pod of this node, MTU {mtu}"), "written to the pod's own TUN"),
                 Hop::Node => ("this node itself".into(), "written to the TUN of the host"),
                 Hop::Outside => (format!("outside, by the node's own routing, MTU {}", snapshot.node.outside_mtu), "written to the TUN of the host"),
                 Hop::Peer(peer) => (describe_peer(snapshot, peer), "encapsulated and sent"),
@@ -199,8 +200,8 @@ fn bits(bits: u64) -> String {
 
 /// The side on which the owner of the source sends.
 fn ingress_of(snapshot: &Snapshot, tuple: &Tuple) -> Ingress {
-    if snapshot.pods.get(tuple.src).is_some() {
-        return Ingress::Pods;
+    if let Some(pod) = snapshot.pods.get(tuple.src) {
+        return pod.tun.map_or(Ingress::Pods, Ingress::Pod);
     }
     match snapshot.routes.lookup(tuple.src) {
         Some(peer) => Ingress::Overlay(Outer { src: snapshot.peers[*peer as usize].underlay.into(), ecn: 0, network: Network::Cluster }),
@@ -211,6 +212,7 @@ fn ingress_of(snapshot: &Snapshot, tuple: &Tuple) -> Ingress {
 fn describe_ingress(snapshot: &Snapshot, ingress: Ingress, tuple: &Tuple) -> String {
     match ingress {
         Ingress::Pods => format!("the TUN of the pods: {} is a pod here", tuple.src),
+        Ingress::Pod(_) => format!("the pod's own TUN: {} is a pod here", tuple.src),
         Ingress::Host | Ingress::Socket => format!("the TUN of the host, if the node's routing brings it: {} is no pod that is known", tuple.src),
         Ingress::Overlay(outer) => {
             let name = snapshot.peers.iter().find(|peer| crate::addr::Addr::from(peer.underlay) == outer.src).map_or("?", |peer| &*peer.name);

@@ -7,6 +7,8 @@ use crate::packet::Network;
 pub enum Verdict {
     /// Write it to the TUN `pods`.
     ToPods,
+    /// Write it to the TUN inside a pod's namespace.
+    ToPod(TunId),
     /// Write it to the TUN `host`: for the node itself, or out through the node's own routing.
     ToHost,
     /// Encapsulate it to a peer, in this network.
@@ -38,6 +40,10 @@ pub enum Consumed {
 /// A peer's place in [`crate::snapshot::Snapshot::peers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u32);
+
+/// A pod's own TUN (attach mode tun): the number of its attachment, which no other has in the same boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TunId(pub u32);
 
 /// A worker's number, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,7 +79,7 @@ drop_reasons! {
     BadChecksum = "bad_checksum", "The IPv4 header checksum, or the transport checksum of a segment that would have been merged, is wrong.";
     MartianSource = "martian_source", "The source can be nobody's: unspecified, loopback, multicast, broadcast, link-local or IPv4-mapped.";
     MartianDestination = "martian_destination", "The destination is not one that the gateway forwards to: multicast, broadcast, loopback or link-local.";
-    SpoofedByPod = "spoofed_by_pod", "A packet from the pods' side has a source that no pod of this node owns.";
+    SpoofedByPod = "spoofed_by_pod", "A packet from the pods' side has a source that its sender does not own.";
     SpoofedFromHost = "spoofed_from_host", "A packet from the node or from outside claims to come from a pod, a gateway address or a VIP.";
     IcmpForbidden = "icmp_forbidden", "A router advertisement, a redirect or a neighbour message was sent beyond its link.";
     OverlayUnknownPeer = "overlay_unknown_peer", "An overlay packet came from an underlay address that is no known peer's.";
@@ -114,6 +120,7 @@ drop_reasons! {
     HandOffFull = "hand_off_full", "The queue to the worker that looks after this fragment is full.";
     NetstackFull = "netstack_full", "The queue to the gateway's own network stack is full.";
     WritePods = "write_pods", "The kernel refused a write to the TUN `pods`.";
+    WritePod = "write_pod", "The kernel refused a write to the TUN inside a pod's namespace: its interface is down or gone, or its queue is closed.";
     WriteHost = "write_host", "The kernel refused a write to the TUN `host`.";
     SendOverlay = "send_overlay", "The kernel refused a datagram to a peer.";
 }

@@ -43,8 +43,8 @@ const HTTP: u16 = 80;
 
 /// Where a packet from a gateway address goes: to a pod, to the peer that has the destination, else through the node's own routing.
 pub fn route_own(snapshot: &Snapshot, dst: Addr) -> Verdict {
-    if snapshot.pods.get(dst).is_some() {
-        Verdict::ToPods
+    if let Some(pod) = snapshot.pods.get(dst) {
+        pod.verdict()
     } else if snapshot.node.is_gateway(dst) {
         Verdict::Drop(DropReason::MartianDestination)
     } else if snapshot.node.owns(dst) {

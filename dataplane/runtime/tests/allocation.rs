@@ -124,6 +124,7 @@ fn a_worker_that_has_started_does_not_allocate() {
     let options = Options {
         workers: vec![None],
         pods,
+        pod_tuns: Vec::new(),
         pods_netns: gateway.try_clone().unwrap(),
         host,
         underlay: vec!["127.0.0.1".parse().unwrap()],

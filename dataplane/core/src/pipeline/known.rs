@@ -10,9 +10,10 @@ use crate::decide::{self, Hop};
 use crate::flow::Likely;
 use crate::nat;
 use crate::offload;
-use crate::packet::Packet;
+use crate::packet::{Ingress, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::verdict::Verdict;
+use crate::wire::ip;
 use crate::wire::tcp::SYN;
 
 /// Stages 2 to 7 at once for a packet of a known flow that is no fragment, opens nothing and keeps within TTL, MTU and no limit at all.
@@ -34,10 +35,14 @@ pub(super) fn follow_known(env: &Env<'_>, packet: &mut Packet<'_>, parsed: &Pars
     }
     let hop = decide::hop_back_or_on(env.snapshot, flow.direction(), flow.opener(), flow.to().dst).ok()?;
     let limited = matches!(sender, Sender::Pod { limited: true }) || matches!(hop, Hop::Pod { limited: true, .. });
-    if limited || parsed.ttl <= 1 || offload::wire_len(packet, parsed) > mtu_of(env.snapshot, hop) {
+    // The kernel takes one from the TTL and, of what comes by a pod's own TUN, the gateway another: `send` has the rule.
+    if limited || parsed.ttl <= 2 || offload::wire_len(packet, parsed) > mtu_of(env.snapshot, hop) {
         return None;
     }
     trim(packet, parsed);
+    if let Ingress::Pod(_) = packet.ingress {
+        ip::set_ttl(packet.head, parsed.ttl - 1);
+    }
     flow.touch(env.now, tcp_flags);
     nat::translate_known(packet.head, parsed, packet.offload.checksum, flow.to(), flow.change());
     Some(verdict_of(hop))

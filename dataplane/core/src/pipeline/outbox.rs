@@ -8,13 +8,15 @@ use crate::icmp::Silence;
 use crate::packet::{Network, Packet};
 use crate::parse::Parsed;
 use crate::shape::Wait;
-use crate::verdict::{DropReason, PeerId};
+use crate::verdict::{DropReason, PeerId, TunId};
 
 /// Where a packet that the pipeline made itself goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Egress {
     /// The TUN `pods`.
     Pods,
+    /// The TUN inside a pod's namespace.
+    Pod(TunId),
     /// The TUN `host`.
     Host,
     /// A peer, by this network of the overlay.

@@ -20,6 +20,7 @@ mod hostile;
 mod life;
 mod limits;
 mod masquerade;
+mod own_tun;
 mod policy;
 mod random;
 mod way;
@@ -165,7 +166,7 @@ impl World {
             Env { snapshot: &self.snapshot, flows: self.flows.table(), now: self.now, now_ns: self.now.0 * 1_000_000, counters: &self.counters };
         let mut batch = [testing::packet(&mut bytes, ingress)];
         self.pipeline.run(&env, &mut batch, &mut verdicts, &mut self.outbox);
-        if let Verdict::ToPods | Verdict::ToHost | Verdict::ToPeer(..) = verdicts[0] {
+        if let Verdict::ToPods | Verdict::ToPod(_) | Verdict::ToHost | Verdict::ToPeer(..) = verdicts[0] {
             testing::verify(&bytes);
         }
         self.outbox.iter().for_each(|(_, bytes)| testing::verify(bytes));

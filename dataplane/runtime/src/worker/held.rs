@@ -9,6 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use podgate_core::fib::Pod;
 use podgate_core::packet::{Ingress, Offload};
 use podgate_core::shape::Wait;
 use podgate_core::snapshot::{Generation, Snapshot};
@@ -169,7 +170,7 @@ impl Frame {
         }
         let Some(dst) = destination(packet) else { return Verdict::Drop(DropReason::BadHeader) };
         match self.verdict {
-            Verdict::ToPods if snapshot.pods.get(dst).is_none() => Verdict::Drop(DropReason::NoRoutePod),
+            Verdict::ToPods | Verdict::ToPod(_) => snapshot.pods.get(dst).map_or(Verdict::Drop(DropReason::NoRoutePod), Pod::verdict),
             Verdict::ToPeer(_, network) => match snapshot.routes.lookup(dst) {
                 Some(peer) => Verdict::ToPeer(PeerId(*peer), network),
                 None => Verdict::Drop(DropReason::NoRoutePeer),
@@ -206,10 +207,11 @@ impl Buffers for Memory {
 mod tests {
     use std::sync::Arc;
 
-    use podgate_core::fib::{Pod, PodTable, PrefixMap};
+    use podgate_core::fib::{PodTable, PrefixMap};
     use podgate_core::packet::{Checksum, Gso, Network};
     use podgate_core::service::ServiceTable;
     use podgate_core::snapshot::{NodeTables, OutsideToPods};
+    use podgate_core::verdict::TunId;
 
     use super::*;
 
@@ -333,6 +335,11 @@ mod tests {
             let moved = snapshot(2, &[pod], &[(prefix, 9)]);
             assert_eq!(pods.verdict_by(&moved, packet), Verdict::ToPods);
             assert_eq!(peer.verdict_by(&moved, packet), Verdict::ToPeer(PeerId(9), Network::Cluster), "another number, the same peer");
+            assert_eq!(frame(Verdict::ToPod(TunId(5))).verdict_by(&moved, packet), Verdict::ToPods, "attached anew, by a veth");
+            let attached_anew =
+                Snapshot { pods: PodTable::new([(addr(pod), Pod { tun: Some(TunId(6)), ..Pod::new(1500) })]), ..snapshot(2, &[], &[]) };
+            assert_eq!(pods.verdict_by(&attached_anew, packet), Verdict::ToPod(TunId(6)), "attached anew, by a TUN");
+            assert_eq!(frame(Verdict::ToPod(TunId(5))).verdict_by(&gone, packet), Verdict::Drop(DropReason::NoRoutePod));
         }
     }
 }

@@ -11,6 +11,7 @@ use podgate_core::verdict::DropReason;
 
 use super::Judge;
 use super::batch::{Arena, BATCH_BYTES_MAX, BATCH_LEN_MAX, Buffers, Messages, READS_MAX, Slot};
+use super::desk::Desk;
 use super::features::Offer;
 use super::handoff::{Inbox, Origin};
 use super::tx::count;
@@ -77,35 +78,58 @@ impl Rx {
 
     fn tun(&mut self, queue: &Queue, ingress: Ingress, judge: &mut Judge<'_>) -> io::Result<Progress> {
         let started = Instant::read();
-        let traffic = if ingress == Ingress::Pods { &judge.counters.pods_rx } else { &judge.counters.host_rx };
         self.arena.clear();
-        let mut progress = Ok(Progress::More);
+        let mut reads = READS_MAX;
+        let progress = self.read(queue, ingress, &mut reads, judge);
+        judge.run(&mut self.arena, started);
+        progress
+    }
+
+    /// A batch from pods' own TUNs: of each that has a turn in its order, until the batch is full.
+    pub(super) fn own_tuns(&mut self, desk: &mut Desk, judge: &mut Judge<'_>) {
+        let started = Instant::read();
+        self.arena.clear();
+        let mut reads = READS_MAX;
+        for _ in 0..desk.turns() {
+            if reads == 0 || self.arena.room().is_none() {
+                break;
+            }
+            let Some((seat, port)) = desk.next() else { continue };
+            match self.read(port.queue(), Ingress::Pod(port.id), &mut reads, judge) {
+                Ok(Progress::Dry) => {}
+                // The others come first.
+                Ok(Progress::More) => desk.ready(seat),
+                // It speaks up if there is anything after all.
+                Err(error) => port.failed(&error),
+            }
+        }
+        judge.run(&mut self.arena, started);
+    }
+
+    /// Adds what `queue` has to the batch, in so many reads at most, which are taken off.
+    fn read(&mut self, queue: &Queue, ingress: Ingress, reads: &mut usize, judge: &mut Judge<'_>) -> io::Result<Progress> {
+        let traffic = if ingress == Ingress::Host { &judge.counters.host_rx } else { &judge.counters.pods_rx };
         // Reads are counted, not frames: those that are refused must not keep the worker here.
-        for _ in 0..READS_MAX {
-            let Some(room) = self.arena.room() else { break };
+        while *reads > 0
+            && let Some(room) = self.arena.room()
+        {
+            *reads -= 1;
             match queue.read(room) {
                 Ok(Some((len, offload))) => {
                     let slot = Slot::whole(0, self.arena.keep(len), offload, ingress);
                     count(traffic, len, slot.packets(self.arena.buffer(0)));
                     judge.slots.push(slot);
                 }
-                Ok(None) => {
-                    progress = Ok(Progress::Dry);
-                    break;
-                }
+                Ok(None) => return Ok(Progress::Dry),
                 // A frame that is too long or whose header makes no sense is gone; the next may be good.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData || error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     judge.counters.dropped(DropReason::BadHeader, 1);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    progress = Err(error);
-                    break;
-                }
+                Err(error) => return Err(error),
             }
         }
-        judge.run(&mut self.arena, started);
-        progress
+        Ok(Progress::More)
     }
 
     /// A batch from other threads.
