@@ -74,6 +74,7 @@ pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config
             RawAttach::Veth => AttachMode::Veth,
             RawAttach::Tun => AttachMode::Tun,
         }),
+        spin: spin(&check, raw.workers.as_ref().and_then(|workers| workers.spin_microseconds))?,
         workers: workers(&check, raw.workers)?,
         outside_to_pods: raw.outside_to_pods.map_or(OutsideToPods::Allow, |o| match o {
             RawOutsideToPods::Allow => OutsideToPods::Allow,
@@ -270,6 +271,14 @@ fn workers(check: &Check<'_>, given: Option<RawWorkers>) -> Result<Option<Worker
         return check.fail("workers.cpus", format!("CPU {} is listed twice", twice[0]), "give each worker a CPU of its own");
     }
     Ok(Some(Workers { count, cpus: given.cpus }))
+}
+
+fn spin(check: &Check<'_>, microseconds: Option<u32>) -> Result<Option<Duration>, ConfigError> {
+    // A millisecond is longer than any worker takes to be woken.
+    if let Some(microseconds) = microseconds.filter(|microseconds| *microseconds > 1000) {
+        return check.fail("workers.spinMicroseconds", format!("{microseconds} is more than 1000"), "50 is plenty; 0 switches it off");
+    }
+    Ok(microseconds.map(|microseconds| Duration::from_micros(microseconds.into())))
 }
 
 fn devices(check: &Check<'_>, given: Option<RawDevices>) -> Result<Devices, ConfigError> {

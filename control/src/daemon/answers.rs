@@ -133,6 +133,7 @@ impl Daemon {
             "generation": snapshot.generation.0,
             "pending": self.pending(&inner),
             "workers": workers.len(),
+            "spinMicroseconds": super::machine::spin(&self.config).as_micros() as u64,
             "source": {
                 "kind": inner.source_status.kind,
                 "connected": inner.source_status.connected,

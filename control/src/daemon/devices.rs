@@ -75,6 +75,7 @@ pub(super) fn start_dataplane(
     let node = config.node.clone();
     Ok(Runtime::start(Options {
         workers: cpus.to_vec(),
+        spin: super::machine::spin(config),
         pods,
         pod_tuns,
         pods_netns: devices.gateway_netns.try_clone()?,

@@ -42,6 +42,8 @@ use crate::worker::{self, Station};
 pub struct Options {
     /// For each worker the CPU that it is to run on, if any.
     pub workers: Vec<Option<usize>>,
+    /// For how long a worker that has nothing to do looks for more before it sleeps, at most. Worth it where there are processors to spare.
+    pub spin: Duration,
     /// The TUN `pods`, up, with as many queues as there are workers.
     pub pods: Tun,
     /// Its namespace.
@@ -150,7 +152,7 @@ pub struct Runtime {
 impl Runtime {
     /// Starts the workers. The calling thread is in the node's network namespace.
     pub fn start(options: Options) -> Result<Runtime, StartError> {
-        let Options { workers: cpus, mut pods, pods_netns, pod_tuns, mut host, underlay, overlay_port, flows, snapshot, status_page } = options;
+        let Options { workers: cpus, spin, mut pods, pods_netns, pod_tuns, mut host, underlay, overlay_port, flows, snapshot, status_page } = options;
         let count = u16::try_from(cpus.len()).ok().filter(|count| *count > 0).ok_or(StartError::WorkerCount(cpus.len()))?;
         let (pods_queues, host_queues) = (take_queues(&mut pods, count)?, take_queues(&mut host, count)?);
         let system = |step| move |source| StartError::System { step, source };
@@ -179,7 +181,7 @@ impl Runtime {
         // Everything that can fail is done before the first thread starts, but for the threads themselves.
         let mut stations = Vec::new();
         for (index, (reader, receivers)) in readers.into_iter().zip(receivers).enumerate() {
-            let station = Station::new(&shared, WorkerId(index as u16), cpus[index], reader, receivers);
+            let station = Station::new(&shared, WorkerId(index as u16), cpus[index], reader, receivers, spin);
             stations.push(station.map_err(system("make a worker's poll"))?);
         }
         let wishes = Arc::new(Wishes::default());

@@ -131,6 +131,7 @@ fn a_worker_that_has_started_does_not_allocate() {
         overlay_port: 4790,
         flows,
         snapshot: snapshot(1, None),
+        spin: std::time::Duration::ZERO,
         status_page: Arc::new(|| String::from("page")),
     };
     let runtime = node.run(|| Runtime::start(options)).unwrap().unwrap();

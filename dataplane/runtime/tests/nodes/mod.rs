@@ -255,6 +255,7 @@ impl Node {
             overlay_port: 4790,
             flows,
             snapshot: self.snapshot(1, peer),
+            spin: std::time::Duration::ZERO,
             status_page: Arc::new(|| "the gateway is well\n".to_owned()),
         };
         self.netns.run(|| Runtime::start(options)).unwrap()
