@@ -218,7 +218,14 @@ impl Run<'_> {
             Load::Datagrams(shape) if shape.payload < 1_000 => datagrams::search(ends, shape, duration).map(|found| found.packets()),
             Load::Datagrams(shape) => datagrams::search(ends, shape, duration).map(|found| found.bits(shape.payload)),
             Load::Overload(shape) => bed.with_probes(subject, |probes| overload::measure(ends, shape, probes, duration))?,
-            Load::Change => change::measure(ends, duration, |turn| Ok(services::change(bed.cluster(subject), bed.node(subject), turn)?)),
+            Load::Change => {
+                let node = bed.node(subject);
+                let before = services::synced(node)?;
+                let mut sample = change::measure(ends, duration, |turn| Ok(services::change(bed.cluster(subject), node, turn)?))?;
+                let after = services::synced(node)?;
+                sample.0.push(("event to workers ms", (after.seconds - before.seconds) / (after.events - before.events) * 1e3));
+                Ok(sample)
+            }
             Load::Pipeline | Load::Programming => bail!("{} needs no devices", workload.name),
         })?
     }

@@ -11,6 +11,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use podgate::config::Overlay;
 use podgate::model::{Announcement, ClusterState, ObjectKey, ObjectName};
 use podgate::source::Source;
 use podgate::source::kubernetes::{Timing, start_with};
@@ -23,6 +24,7 @@ use support::{Cluster, Random, node, policy, service, slice};
 
 const RBAC: &str = include_str!("../../deploy/kubernetes/rbac.yaml");
 const OWN: &str = "node-1";
+const OVERLAY: Overlay = Overlay { port: 4790, vni: 1, direct_return_vni: None };
 
 /// On a paused clock, unless a real server is meant.
 fn run<F: Future>(real: bool, work: F) -> F::Output {
@@ -103,7 +105,7 @@ async fn history(seed: u64, real: bool) -> Result<(), String> {
     let kept = tempfile::tempdir().unwrap();
     let started = timeout(patience, start_in(&kept, &cluster, seed)).await;
     let mut source = started.map_err(|_| format!("nothing was listed within {patience:?}"))?;
-    let announced = Announcement::annotations(&["192.0.2.1".parse().unwrap()], 4790, 1, 1500);
+    let announced = Announcement::annotations(&["192.0.2.1".parse().unwrap()], &OVERLAY, 1500);
     source.announce(announced.clone());
     for _ in 0..random.between(5, 60) {
         match (random.below(20), cluster.server()) {
@@ -137,7 +139,13 @@ async fn history(seed: u64, real: bool) -> Result<(), String> {
     }
     let state = source.state.borrow();
     if let Some(own) = state.nodes().get(OWN) {
-        let wanted = Announcement::Overlay { underlay: vec!["192.0.2.1".parse().unwrap()], port: Some(4790), vni: Some(1), mtu: Some(1500) };
+        let wanted = Announcement::Overlay {
+            underlay: vec!["192.0.2.1".parse().unwrap()],
+            port: Some(4790),
+            vni: Some(1),
+            mtu: Some(1500),
+            direct_return_vni: None,
+        };
         if own.announcement != wanted {
             return Err(format!("its own Node says {:?} and not {announced:?}", own.announcement));
         }
@@ -402,7 +410,7 @@ fn the_rules_that_are_shipped_are_enough_and_none_is_too_much() {
         admin.put(service(1, 0)).await;
         let gateway = Cluster::of(server.clone(), Some("gateway"));
         let mut source = start(&gateway, 1).await;
-        source.announce(Announcement::annotations(&["192.0.2.1".parse().unwrap()], 4790, 1, 1500));
+        source.announce(Announcement::annotations(&["192.0.2.1".parse().unwrap()], &OVERLAY, 1500));
         source.forwards.send_replace(true);
         timeout(Duration::from_secs(5), admin.wait_for_condition(OWN, "NetworkUnavailable", "False PodgateIsUp"))
             .await
@@ -436,7 +444,7 @@ fn a_gateways_announcement_is_put_back_whenever_it_is_not_what_it_should_be() {
             _ => None,
         };
         let wanted = |mtu| Some((vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()], Some(mtu)));
-        let announced = |mtu| Announcement::annotations(&["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()], 4790, 1, mtu);
+        let announced = |mtu| Announcement::annotations(&["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()], &OVERLAY, mtu);
         let patience = Duration::from_secs(10);
         source.announce(announced(1500));
         timeout(patience, source.state.wait_for(|state| overlay(state) == wanted(1500))).await.expect("it is announced").unwrap();

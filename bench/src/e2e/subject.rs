@@ -18,6 +18,8 @@ pub enum Place {
 pub enum Subject {
     /// Podgate, on two nodes.
     Podgate,
+    /// Podgate, with pods in mode tun.
+    PodgateTun,
     /// Podgate over [`Uplink::Segmented`].
     PodgateSegmented,
     /// Podgate over [`Uplink::Card`].
@@ -59,6 +61,7 @@ impl Subject {
     pub fn name(self) -> String {
         let name = match self {
             Subject::Podgate => "podgate",
+            Subject::PodgateTun => "podgate-tun",
             Subject::PodgateSegmented => "podgate-segmented",
             Subject::PodgateCard => "podgate-card",
             Subject::Bridge => "bridge",
@@ -121,6 +124,14 @@ impl Subject {
             Subject::PodgateServices(_) | Subject::PodgateDirect(_) | Subject::Nftables(_) | Subject::Iptables(_) => Group::Services,
             Subject::Workers(_) | Subject::Flows(_) | Subject::Compiler(_) => Group::Memory,
             _ => Group::Nodes,
+        }
+    }
+
+    /// How its pods are attached.
+    pub const fn attach(self) -> &'static str {
+        match self {
+            Subject::PodgateTun => "tun",
+            _ => "veth",
         }
     }
 

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use podgate_core::verdict::TunId;
 use podgate_runtime::flow_file::FlowFile;
 use podgate_runtime::netns::Netns;
+use podgate_runtime::pod_tun::PodTun;
 use podgate_runtime::runtime::{Options, Runtime};
 use podgate_runtime::tun::Tun;
 use tokio::sync::watch;
@@ -68,12 +70,14 @@ pub(super) fn start_dataplane(
     (pods, host): (Tun, Tun),
     cpus: &[Option<usize>],
     flows: FlowFile,
-    compiled: &Compiled,
+    (compiled, pod_tuns): (&Compiled, Vec<(TunId, PodTun)>),
 ) -> anyhow::Result<Runtime> {
     let node = config.node.clone();
     Ok(Runtime::start(Options {
         workers: cpus.to_vec(),
+        spin: super::machine::spin(config),
         pods,
+        pod_tuns,
         pods_netns: devices.gateway_netns.try_clone()?,
         host,
         underlay: machine.underlay.clone(),

@@ -15,6 +15,7 @@ mod limits;
 mod lock;
 pub(crate) mod machine;
 mod metrics;
+mod pod_tuns;
 mod probe;
 mod progress;
 mod published;
@@ -38,7 +39,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::api;
 use crate::compile::{Compiled, LocalNode, Warning, compile, pod_mtu};
-use crate::config::{Attach, Config, SourceConfig};
+use crate::config::{Config, SourceConfig};
 use crate::diff::History;
 use crate::gateway_ns;
 use crate::health::services::ServiceHealth;
@@ -61,6 +62,7 @@ use limits::PodLimits;
 use lock::take as take_lock;
 pub use lock::{Lock, Predecessor, lock};
 use machine::Machine;
+use pod_tuns::Plugged;
 use progress::Known;
 use published::Publisher;
 
@@ -103,9 +105,6 @@ pub fn run(config: Config, start: Start) -> anyhow::Result<()> {
 }
 
 async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
-    if config.attach == Attach::Tun {
-        anyhow::bail!("`attach: tun` is not built yet: leave `attach` out, or say `attach: veth`");
-    }
     raise_file_limit();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -217,8 +216,10 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
         published::merge(&mut publisher, &config, &mut inner);
         inner.compiled = compile(&Compiled::empty(&inner.local), &inner.cluster, &inner.local);
     }
+    inner.open_tuns(&[]);
+    let pod_tuns = inner.pods.take_opened();
     // Before anything leads to it: a port that is taken must not leave the node with rules that lead nowhere.
-    let dataplane = start_dataplane(&config, &inner.machine, &devices, tuns, &cpus, flow_file, &inner.compiled)?;
+    let dataplane = start_dataplane(&config, &inner.machine, &devices, tuns, &cpus, flow_file, (&inner.compiled, pod_tuns))?;
     let (plan, reconciler) = devices.reconcile(&config, &mut inner)?;
     let daemon = Rc::new(Daemon {
         changed: Notify::new(),
@@ -425,8 +426,14 @@ impl Daemon {
         };
         self.log_changes();
         self.route();
+        let plugged = self.plug_tuns();
         let generation = self.inner.borrow().compiled.snapshot.generation;
         if generation == before.generation {
+            if plugged == Plugged::Changed
+                && let Ok(dataplane) = self.dataplane()
+            {
+                dataplane.publish_again();
+            }
             self.note_changes(&before);
         } else {
             self.health.queued(start);
@@ -513,8 +520,10 @@ impl Daemon {
         let tuns = self.devices.open(&self.config, self.cpus.len() as u16)?;
         let (flows, _) = FlowFile::open(self.config.runtime_dir.join("flows"), self.config.flows.capacity as usize)?;
         let dataplane = {
-            let inner = self.inner.borrow();
-            start_dataplane(&self.config, &inner.machine, &self.devices, tuns, &self.cpus, flows, &inner.compiled)?
+            let mut inner = self.inner.borrow_mut();
+            inner.open_tuns(&[]);
+            let pod_tuns = inner.pods.take_opened();
+            start_dataplane(&self.config, &inner.machine, &self.devices, tuns, &self.cpus, flows, (&inner.compiled, pod_tuns))?
         };
         *self.dataplane.borrow_mut() = Some(Arc::new(dataplane));
         self.serve_udp_ports();

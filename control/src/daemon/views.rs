@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::compile::Compiled;
 use crate::guard_drops::GuardDrops;
 use crate::ipam::{Finding, Ipam};
+use crate::pods::Pods;
 
 /// The version of the tables' shape: it grows when a key changes its meaning or goes.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -90,6 +91,7 @@ pub fn flows(flows: FlowTable<'_>, now: Now, snapshot: &Snapshot) -> Value {
                 Kind::Masquerade => "masquerade",
                 Kind::OutsideToPod => "outsideToPod",
                 Kind::Relayed => "relayed",
+                Kind::DirectReturn => "directReturn",
             },
             "service": names.get(&flow.service),
             "idleSeconds": view.idle_ms / 1000,
@@ -102,11 +104,12 @@ pub fn flows(flows: FlowTable<'_>, now: Now, snapshot: &Snapshot) -> Value {
 }
 
 /// `podgate ipam`: a row for each address that somebody has.
-pub fn ipam(ipam: &Ipam) -> Value {
+pub fn ipam(ipam: &Ipam, pods: &Pods) -> Value {
     let view = ipam.list();
     let mut leased: Vec<_> = view.leases.iter().flat_map(|lease| lease.addresses.iter().map(move |address| (*address, lease))).collect();
     leased.sort_by_key(|(address, _)| *address);
     let rows = leased.into_iter().map(|(address, lease)| {
+        let pod = pods.list().find(|pod| pod.addresses.contains(&address));
         json!({
             "address": address,
             "owner": lease.owner.pod_name(),
@@ -116,6 +119,7 @@ pub fn ipam(ipam: &Ipam) -> Value {
             "ageSeconds": view.now.saturating_sub(lease.since),
             "plugin": lease.plugin,
             "pool": ipam.pool_of(address),
+            "mode": pod.map(|pod| pod.mode),
         })
     });
     let mut value = table("ipam", rows.collect());

@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use crate::addr::Addr;
 use crate::fold::FoldMap;
 use crate::shape::Limits;
+use crate::verdict::{TunId, Verdict};
 
 /// A map from prefixes to values with longest-prefix match, flattened to sorted disjoint ranges: a lookup is one binary search.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,12 +105,20 @@ pub struct Pod {
     pub masquerade: bool,
     /// What it may receive and send, if that is limited.
     pub limits: Option<Arc<Limits>>,
+    /// The TUN inside its namespace; none for a pod that hangs in the gateway's namespace by a veth.
+    pub tun: Option<TunId>,
 }
 
 impl Pod {
-    /// A pod that is masqueraded as the node is configured, and not limited.
+    /// A pod on a veth that is masqueraded as the node is configured, and not limited.
     pub fn new(mtu: u32) -> Pod {
-        Pod { mtu, masquerade: true, limits: None }
+        Pod { mtu, masquerade: true, limits: None, tun: None }
+    }
+
+    /// The way to it.
+    #[inline]
+    pub fn verdict(&self) -> Verdict {
+        self.tun.map_or(Verdict::ToPods, Verdict::ToPod)
     }
 }
 
@@ -121,7 +130,7 @@ impl PartialEq for Pod {
             (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
             _ => false,
         };
-        (self.mtu, self.masquerade) == (other.mtu, other.masquerade) && same_limits
+        (self.mtu, self.masquerade, self.tun) == (other.mtu, other.masquerade, other.tun) && same_limits
     }
 }
 

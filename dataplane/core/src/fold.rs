@@ -46,6 +46,11 @@ impl Hasher for FoldHasher {
     }
 
     #[inline]
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(value.into());
+    }
+
+    #[inline]
     fn write_u64(&mut self, value: u64) {
         self.0 = FoldHasher::mix(self.0 ^ value ^ FACTORS[1], FACTORS[0]);
     }

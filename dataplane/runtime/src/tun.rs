@@ -84,6 +84,24 @@ pub enum Attachment {
     Detached,
 }
 
+/// How many queues a device is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum QueueCount {
+    /// One, and further ones are refused.
+    One,
+    /// As many as are opened.
+    Many,
+}
+
+/// Whether a device is to be there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// It is made.
+    New,
+    /// It is there.
+    Found,
+}
+
 /// What [`Tun::remove`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removed {
@@ -230,29 +248,15 @@ impl Tun {
             Some(link) if link.queues > 0 => return Err(TunError::Busy { name: name.to_owned(), queues: link.queues }),
             _ => {}
         }
-        let queues = (0..queues).map(|_| Queue::open_here(&shared)).collect::<Result<Vec<_>, _>>()?;
+        let queues = (0..queues).map(|_| Queue::open_here(&shared, QueueCount::Many)).collect::<Result<Vec<_>, _>>()?;
         let mut tun = Tun { name: name.to_owned(), queues, shared };
-        let size = VNET_HEADER_LEN as libc::c_int;
-        // SAFETY: the descriptor is an attached TUN queue; the kernel reads one int from the pointer.
-        unsafe { ioctl::set_vnet_header_size(tun.queues[0].as_raw_fd(), &size) }
-            .map_err(|errno| tun.shared.failed("setting the header's size (TUNSETVNETHDRSZ)")(errno.into()))?;
-        tun.offer_offloads()?;
+        tun.queues[0].agree()?;
         if found.is_none() {
             // The queues that exist already are resized with it (drivers/net/tun.c, tun_queue_resize).
             link::set_queue_len(name, QUEUE_LEN).map_err(tun.shared.failed("setting the length of its queues"))?;
         }
         tun.configure("making it persistent", tun::Device::persist)?;
         Ok(tun)
-    }
-
-    fn offer_offloads(&self) -> Result<(), TunError> {
-        let queue = &self.queues[0];
-        let base = OFFLOAD_CHECKSUM | OFFLOAD_TSO;
-        // USO4 and USO6 go together or not at all (drivers/net/tun.c, set_offload).
-        if queue.set_offloads(base | OFFLOAD_USO).is_err() {
-            queue.set_offloads(base).map_err(self.shared.failed("offering offloads (TUNSETOFFLOAD)"))?;
-        }
-        Ok(())
     }
 
     fn configure(&mut self, step: &'static str, f: impl FnOnce(&mut tun::Device) -> tun::Result<()>) -> Result<(), TunError> {
@@ -362,7 +366,73 @@ impl Queue {
         Ok(())
     }
 
-    fn open_here(shared: &Arc<Shared>) -> Result<Queue, TunError> {
+    /// Opens the only queue of the device `name` in the calling thread's namespace: of the persistent one that an earlier process left, or
+    /// of a new one, which is down.
+    pub(crate) fn open_single(name: &str, wanted: Wanted) -> Result<Queue, TunError> {
+        let shared = Arc::new(Shared { name: name.to_owned(), offloads: AtomicU8::new(0) });
+        let found = link::find(name).map_err(shared.failed("looking for it"))?;
+        match (&found, wanted) {
+            (Some(link), Wanted::Found) if i32::from(link.tun_type) != libc::IFF_TUN || link.multi_queue => return Err(wrong_kind(name, link)),
+            (Some(_), Wanted::New) => return Err(shared.failed("making it")(io::Error::from_raw_os_error(libc::EEXIST))),
+            (None, Wanted::Found) => return Err(shared.failed("looking for it")(io::Error::from_raw_os_error(libc::ENODEV))),
+            _ => {}
+        }
+        let mut queue = Queue::open_here(&shared, QueueCount::One)?;
+        queue.agree()?;
+        if found.is_none() {
+            link::set_queue_len(name, QUEUE_LEN).map_err(shared.failed("setting the length of its queue"))?;
+        }
+        queue.device.persist().map_err(|error| shared.failed("making it persistent")(error.into()))?;
+        Ok(queue)
+    }
+
+    /// Takes over a queue that another process has opened.
+    pub(crate) fn adopt(fd: OwnedFd) -> Result<Queue, TunError> {
+        let mut known = request("").map_err(unnamed("asking what it is"))?;
+        // SAFETY: the kernel writes one ifreq; on a descriptor that is no TUN it refuses.
+        unsafe { ioctl::interface(fd.as_raw_fd(), &mut known) }.map_err(|errno| unnamed("asking what it is (TUNGETIFF)")(errno.into()))?;
+        let name: Vec<u8> = known.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8).collect();
+        let name = String::from_utf8_lossy(&name).into_owned();
+        // SAFETY: TUNGETIFF fills the flags, a plain integer of the union.
+        let flags = libc::c_int::from(unsafe { known.ifr_ifru.ifru_flags });
+        let ours = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if flags & (ours | libc::IFF_TAP) != ours {
+            return Err(TunError::WrongKind { name, found: "a TUN that was opened in another way".to_owned() });
+        }
+        let shared = Arc::new(Shared { name, offloads: AtomicU8::new(0) });
+        let queue = Queue::wrap(&shared, fd)?;
+        queue.agree()?;
+        Ok(queue)
+    }
+
+    /// Closes the queue, whoever still has this value: from now on it is one that says nothing and swallows everything.
+    pub(crate) fn vacate(&self) -> io::Result<()> {
+        let nothing = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/null")?;
+        // SAFETY: both descriptors are open and stay ours; the second one's file changes, its number does not.
+        let moved = unsafe { libc::dup3(nothing.as_raw_fd(), self.as_raw_fd(), libc::O_CLOEXEC) };
+        if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// The interface's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Tells the kernel which header we read and write and which offloads we take: once for a device.
+    fn agree(&self) -> Result<(), TunError> {
+        let size = VNET_HEADER_LEN as libc::c_int;
+        // SAFETY: the descriptor is an attached TUN queue; the kernel reads one int from the pointer.
+        unsafe { ioctl::set_vnet_header_size(self.as_raw_fd(), &size) }
+            .map_err(|errno| self.shared.failed("setting the header's size (TUNSETVNETHDRSZ)")(errno.into()))?;
+        let base = OFFLOAD_CHECKSUM | OFFLOAD_TSO;
+        // USO4 and USO6 go together or not at all (drivers/net/tun.c, set_offload).
+        if self.set_offloads(base | OFFLOAD_USO).is_err() {
+            self.set_offloads(base).map_err(self.shared.failed("offering offloads (TUNSETOFFLOAD)"))?;
+        }
+        Ok(())
+    }
+
+    fn open_here(shared: &Arc<Shared>, count: QueueCount) -> Result<Queue, TunError> {
         let name = &shared.name;
         let driver = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/net/tun").map_err(|source| {
             match source.raw_os_error() {
@@ -373,15 +443,20 @@ impl Queue {
         })?;
         let fd = OwnedFd::from(driver);
         let mut request = request(name).map_err(shared.failed("naming it"))?;
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE) as libc::c_short;
+        let several = if count == QueueCount::Many { libc::IFF_MULTI_QUEUE } else { 0 };
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as libc::c_short;
         // SAFETY: the descriptor is /dev/net/tun, not attached yet; the kernel reads and writes one ifreq.
         unsafe { ioctl::set_interface(fd.as_raw_fd(), &mut request) }.map_err(|errno| match errno {
             nix::Error::EPERM => TunError::NotPermitted(name.clone()),
             nix::Error::EBUSY => TunError::Busy { name: name.clone(), queues: 1 },
             _ => shared.failed("opening a queue (TUNSETIFF)")(errno.into()),
         })?;
+        Queue::wrap(shared, fd)
+    }
+
+    fn wrap(shared: &Arc<Shared>, fd: OwnedFd) -> Result<Queue, TunError> {
         let mut config = tun::Configuration::default();
-        config.tun_name(name).raw_fd(fd.into_raw_fd());
+        config.tun_name(&shared.name).raw_fd(fd.into_raw_fd());
         let wrapped = |error: tun::Error| shared.failed("wrapping a queue")(error.into());
         let device = tun::create(&config).map_err(wrapped)?;
         device.set_nonblock().map_err(shared.failed("making a queue non-blocking"))?;
@@ -429,6 +504,11 @@ const OFFLOAD_TSO: u8 = 0x02 | 0x04 | 0x08;
 /// USO4 and USO6.
 const OFFLOAD_USO: u8 = 0x20 | 0x40;
 
+/// What went wrong with a descriptor whose interface is not known.
+fn unnamed(step: &'static str) -> impl Fn(io::Error) -> TunError {
+    move |source| TunError::Io { name: "behind a descriptor".to_owned(), step, source }
+}
+
 fn wrong_kind(name: &str, link: &Link) -> TunError {
     let found = match (link.kind.as_str(), i32::from(link.tun_type)) {
         ("tun", libc::IFF_TUN) => "a TUN with a single queue".to_owned(),
@@ -457,6 +537,7 @@ mod ioctl {
 
     use libc::{c_int, ifreq};
 
+    nix::ioctl_read_bad!(interface, nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()), ifreq);
     nix::ioctl_readwrite_bad!(set_interface, nix::request_code_write!(b'T', 202, size_of::<c_int>()), ifreq);
     nix::ioctl_write_int!(set_offload, b'T', 208);
     nix::ioctl_write_ptr!(set_vnet_header_size, b'T', 216, c_int);
@@ -464,182 +545,4 @@ mod ioctl {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::UdpSocket;
-    use std::time::Duration;
-
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use podgate_core::packet::{Checksum, Gso};
-
-    use super::*;
-
-    /// From here to the end of a test's namespace; names need not differ, since each test has its own.
-    fn open_or_skip(queues: u16) -> Option<(Netns, Tun)> {
-        let opened = Netns::anonymous().map_err(|error| error.to_string()).and_then(|netns| {
-            let tun = Tun::open("pg0", queues, &netns).map_err(|error| error.to_string())?;
-            Ok((netns, tun))
-        });
-        opened.inspect_err(|error| eprintln!("skipped: {error}")).ok()
-    }
-
-    fn up(tun: &mut Tun, netns: &Netns) {
-        tun.set_mtu(9000).unwrap();
-        assert_eq!(tun.mtu().unwrap(), 9000);
-        // An address with a prefix of 31 bits makes the other one reachable through the device.
-        netns
-            .run(|| {
-                let mut config = tun::Configuration::default();
-                config.tun_name("pg0").raw_fd(tun.queues[0].as_raw_fd()).close_fd_on_drop(false);
-                let mut device = tun::create(&config).unwrap();
-                device.set_address("10.9.0.1".parse().unwrap()).unwrap();
-                device.set_netmask("255.255.255.0".parse().unwrap()).unwrap();
-            })
-            .unwrap();
-        tun.bring_up().unwrap();
-    }
-
-    /// The next IPv4 frame from any of the queues (a new interface also sends router solicitations).
-    fn next(queues: &[Queue], buf: &mut [u8]) -> (usize, Offload) {
-        loop {
-            let mut polled: Vec<_> = queues.iter().map(|queue| PollFd::new(queue.as_fd(), PollFlags::POLLIN)).collect();
-            assert!(poll(&mut polled, PollTimeout::from(5000u16)).unwrap() > 0, "no frame within 5 s");
-            for queue in queues {
-                match queue.read(buf).unwrap() {
-                    Some((len, offload)) if buf[0] >> 4 == 4 => return (len, offload),
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_datagram_is_read_and_its_answer_is_written() {
-        let Some((netns, mut tun)) = open_or_skip(2) else { return };
-        assert!(tun.features().checksum && tun.features().tso);
-        up(&mut tun, &netns);
-        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:700").unwrap()).unwrap();
-        socket.connect("10.9.0.2:900").unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        socket.send(b"question").unwrap();
-        let mut buf = vec![0; 70_000];
-        let (len, offload) = next(&tun.queues, &mut buf);
-        assert_eq!(offload, Offload { checksum: Checksum::Partial, gso: Gso::None });
-        assert_eq!(&buf[12..24], &[10, 9, 0, 1, 10, 9, 0, 2, 700u16.to_be_bytes()[0], 700u16.to_be_bytes()[1], 3, 132]);
-        assert_eq!(&buf[28..len], b"question");
-
-        // Turned round: the header sum and the pseudo sum do not change when source and destination are exchanged.
-        let (head, payload) = buf[..len].split_at_mut(28);
-        head[12..20].rotate_left(4);
-        head[20..24].rotate_left(2);
-        payload.copy_from_slice(b"response");
-        let header = [1, 0, 0, 0, 0, 0, 20, 0, 6, 0];
-        tun.queues[1].write(&header, &[IoSlice::new(head), IoSlice::new(&payload[..3]), IoSlice::new(&payload[3..])]).unwrap();
-        let mut answer = [0; 100];
-        let len = socket.recv(&mut answer).unwrap();
-        assert_eq!(&answer[..len], b"response");
-    }
-
-    #[test]
-    fn a_frame_longer_than_the_buffer_is_an_error_and_the_queue_goes_on() {
-        let Some((netns, mut tun)) = open_or_skip(1) else { return };
-        up(&mut tun, &netns);
-        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
-        let queue = &tun.queues[0];
-        let mut buf = vec![0; 1028];
-        while queue.read(&mut buf).unwrap().is_some() {}
-        for (payload, fits) in [(1001, false), (1000, true)] {
-            socket.send_to(&vec![7; payload], "10.9.0.2:900").unwrap();
-            loop {
-                poll(&mut [PollFd::new(queue.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5000u16)).unwrap();
-                match queue.read(&mut buf) {
-                    Ok(Some(_)) if buf[0] >> 4 == 6 => continue,
-                    Ok(Some((len, _))) => assert!(fits && len == 1028),
-                    Ok(None) => continue,
-                    Err(error) => assert!(!fits && error.raw_os_error() == Some(libc::EMSGSIZE), "{error}"),
-                }
-                break;
-            }
-        }
-    }
-
-    #[test]
-    fn a_detached_queue_gets_nothing_until_it_is_attached_again() {
-        let Some((netns, mut tun)) = open_or_skip(2) else { return };
-        up(&mut tun, &netns);
-        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
-        let mut buf = vec![0; 2000];
-        tun.queues[1].set_attachment(Attachment::Detached).unwrap();
-        assert_eq!(tun.queues[1].read(&mut buf).unwrap(), None);
-        for port in 1000..1016 {
-            socket.send_to(b"x", ("10.9.0.2", port)).unwrap();
-            next(&tun.queues[..1], &mut buf);
-        }
-        assert_eq!(tun.queues[1].read(&mut buf).unwrap(), None);
-        tun.queues[1].set_attachment(Attachment::Attached).unwrap();
-        tun.queues[0].set_attachment(Attachment::Detached).unwrap();
-        socket.send_to(b"x", "10.9.0.2:2000").unwrap();
-        next(&tun.queues[1..], &mut buf);
-    }
-
-    #[test]
-    fn the_device_outlives_its_process_and_is_attached_to_again_but_not_twice() {
-        let Some((netns, mut tun)) = open_or_skip(2) else { return };
-        tun.set_mtu(4321).unwrap();
-        assert!(matches!(Tun::open("pg0", 1, &netns), Err(TunError::Busy { queues: 2, .. })));
-        drop(tun);
-        let tun = Tun::open("pg0", 3, &netns).unwrap();
-        assert_eq!((tun.mtu().unwrap(), tun.queues.len()), (4321, 3));
-        drop(tun);
-        assert_eq!(Tun::remove("pg0", &netns).unwrap(), Removed::Removed);
-        assert_eq!(Tun::remove("pg0", &netns).unwrap(), Removed::Absent);
-    }
-
-    #[test]
-    fn a_full_queue_is_counted_by_the_kernel_and_its_length_is_ours() {
-        let Some((netns, mut tun)) = open_or_skip(1) else { return };
-        up(&mut tun, &netns);
-        let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        for _ in 0..QUEUE_LEN + 100 {
-            let _ = socket.send_to(b"x", "10.9.0.2:900");
-        }
-        let losses = Tun::losses("pg0", &netns).unwrap().unwrap();
-        assert!(losses.queue_full >= 50 && losses.not_taken == 0, "{losses:?}");
-        let mut buf = vec![0; 2000];
-        let waiting = std::iter::from_fn(|| tun.queues[0].read(&mut buf).unwrap()).count();
-        assert_eq!(waiting, QUEUE_LEN as usize);
-        assert_eq!(Tun::losses("pg1", &netns).unwrap(), None);
-    }
-
-    #[test]
-    fn other_devices_are_refused_by_what_they_are_and_left_alone() {
-        let Some((netns, _tun)) = open_or_skip(1) else { return };
-        netns
-            .run(|| {
-                for (name, layer) in [("single", tun::Layer::L3), ("tap", tun::Layer::L2)] {
-                    let mut config = tun::Configuration::default();
-                    config.tun_name(name).layer(layer);
-                    tun::create(&config).unwrap().persist().unwrap();
-                }
-            })
-            .unwrap();
-        for (name, found) in [("single", "a TUN with a single queue"), ("tap", "a TAP"), ("lo", "a device of the system")] {
-            match Tun::open(name, 1, &netns) {
-                Err(TunError::WrongKind { found: what, .. }) => assert_eq!(what, found),
-                other => panic!("{name}: {other:?}"),
-            }
-        }
-        assert!(matches!(Tun::remove("tap", &netns), Err(TunError::WrongKind { .. })));
-        assert!(matches!(Tun::open("a name", 1, &netns), Err(TunError::Name(_))));
-        assert!(matches!(Tun::open("pg1", 0, &netns), Err(TunError::QueueCount { .. })));
-    }
-
-    #[test]
-    fn a_feature_that_is_switched_off_is_off_for_every_queue() {
-        let Some((_netns, tun)) = open_or_skip(2) else { return };
-        assert_eq!(tun.queues[1].disable(Feature::Uso).unwrap(), Features { checksum: true, tso: true, uso: false });
-        assert_eq!(tun.queues[0].disable(Feature::Tso).unwrap(), Features { checksum: true, tso: false, uso: false });
-        assert_eq!(tun.queues[0].disable(Feature::Checksum).unwrap(), Features::default());
-        assert_eq!(tun.features(), tun.queues[1].features());
-    }
-}
+mod tests;
