@@ -12,7 +12,7 @@ use podgate_core::balance::Balance;
 use podgate_core::counters::Counters;
 use podgate_core::fib::{Pod, PodTable, PrefixMap};
 use podgate_core::flow::{Now, OwnedFlows, Timeouts};
-use podgate_core::packet::{Ingress, Offload, Outer, Packet};
+use podgate_core::packet::{Ingress, Network, Offload, Outer, Packet};
 use podgate_core::pipeline::{Env, Outbox, Pipeline};
 use podgate_core::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, ServiceTable, TrafficPolicy};
 use podgate_core::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer, Snapshot};
@@ -207,7 +207,7 @@ impl Traffic {
 
 /// Where packets of the first peer come in.
 pub fn from_peer() -> Ingress {
-    Ingress::Overlay(Outer { src: addr("192.0.2.2"), ecn: 0 })
+    Ingress::Overlay(Outer { src: addr("192.0.2.2"), ecn: 0, network: Network::Cluster })
 }
 
 /// `count` packets of `len` bytes, each of a flow of its own: pods of this node to services' VIPs.
@@ -264,7 +264,14 @@ fn snapshot() -> Snapshot {
     for n in 0..PEERS {
         let prefixes = PrefixMap::new(peer_networks(n).map(|network| (network, ())));
         let underlay = addr(&format!("192.0.2.{}", n + 2));
-        peers.push(Peer { name: format!("node-{}", n + 2).into(), underlay: underlay.ip(), port: 4790, mtu: 1464, prefixes: prefixes.into() });
+        peers.push(Peer {
+            name: format!("node-{}", n + 2).into(),
+            underlay: underlay.ip(),
+            port: 4790,
+            mtu: 1464,
+            prefixes: prefixes.into(),
+            direct_return: false,
+        });
         routes.extend(peer_networks(n).map(|network| (network, n)));
         by_underlay.push((underlay, n));
     }
@@ -282,6 +289,7 @@ fn snapshot() -> Snapshot {
         snat_ports: 1024..=65535,
         overlay_port: 4790,
         overlay_vni: 1,
+        direct_return: None,
         outside_mtu: 1500,
         outside_to_pods: OutsideToPods::Allow,
         timeouts: Timeouts::default(),

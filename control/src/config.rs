@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podgate_cni::protocol::AttachMode;
+use podgate_core::flow::Timeouts;
 use podgate_core::snapshot::OutsideToPods;
 
 use crate::ipam::IpamSettings;
@@ -101,6 +102,8 @@ pub struct Overlay {
     pub port: u16,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
+    /// Another one, for what is handed on to the node of a backend that answers the client directly; `None` switches that off.
+    pub direct_return_vni: Option<u32>,
 }
 
 /// Which of the node's addresses answer node ports.
@@ -190,6 +193,8 @@ pub struct Devices {
 pub struct Flows {
     /// How many flows it holds.
     pub capacity: u32,
+    /// How long flows may be silent.
+    pub timeouts: Timeouts,
 }
 
 /// What of the machine the configuration is checked against.

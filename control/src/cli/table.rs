@@ -70,6 +70,7 @@ fn columns(table: &str) -> &'static [Column] {
             Column("MTU", "mtu", Always),
             Column("POD-CIDRS", "podCIDRs", Always),
             Column("ADDRESSES", "addresses", Wide),
+            Column("DIRECT-RETURN", "directReturn", Wide),
         ],
         "ipam" => &[
             Column("ADDRESS", "address", Always),

@@ -84,7 +84,7 @@ impl Machine {
 
     /// How other nodes reach the gateway on this one.
     pub fn announced(&self, config: &Config) -> Announced {
-        Announcement::annotations(&self.underlay, config.overlay.port, config.overlay.vni, self.underlay_mtu)
+        Announcement::annotations(&self.underlay, &config.overlay, self.underlay_mtu)
     }
 
     /// The first address of each family: what the node's own packets to pods leave from.

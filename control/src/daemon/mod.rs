@@ -240,6 +240,7 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
         notifier,
         tenure: source.tenure.clone(),
         report: source.report.clone(),
+        forwards: source.forwards.clone(),
         publisher: RefCell::new(publisher),
         config,
     });
@@ -329,6 +330,8 @@ pub(crate) struct Daemon {
     notifier: Notifier,
     /// What the source tells others of this node.
     report: watch::Sender<NodeReport>,
+    /// Where it is said that the node forwards, as soon as it does.
+    forwards: watch::Sender<bool>,
     publisher: RefCell<Publisher>,
     /// `None` only while it is being replaced.
     dataplane: RefCell<Option<Arc<Runtime>>>,
@@ -579,6 +582,7 @@ impl Daemon {
             self.notifier.status(if ready { "forwarding" } else { "not ready: `podgate status` says what is missing" });
             if ready {
                 self.promise();
+                self.forwards.send_replace(true);
             }
         }
         self.inner.borrow_mut().checks = checks;

@@ -8,7 +8,7 @@ use crate::addr::{Addr, protocol};
 use crate::decap;
 use crate::fib::within;
 use crate::flow::Opener;
-use crate::packet::{Ingress, Packet};
+use crate::packet::{Ingress, Network, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::snapshot::Snapshot;
 use crate::verdict::{DropReason, PeerId, TunId};
@@ -28,6 +28,8 @@ pub enum Sender {
     Outside,
     /// Somebody behind this peer, by an address that is the peer's.
     Peer(PeerId),
+    /// Somebody outside, who dialled a service at this peer; the reply is to leave here.
+    HandedOn(PeerId),
 }
 
 impl Sender {
@@ -35,7 +37,7 @@ impl Sender {
     pub fn opener(self) -> Opener {
         match self {
             Sender::Pod { .. } => Opener::Pod,
-            Sender::Node | Sender::Outside => Opener::Host,
+            Sender::Node | Sender::Outside | Sender::HandedOn(_) => Opener::Host,
             Sender::Peer(_) => Opener::Peer,
         }
     }
@@ -71,15 +73,17 @@ pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> R
             Ok(Sender::Outside)
         }
         Ingress::Overlay(outer) => {
-            let by_underlay = &snapshot.peer_by_underlay;
-            let at = by_underlay.binary_search_by_key(&outer.src, |(addr, _)| *addr).map_err(|_| DropReason::OverlayUnknownPeer)?;
-            let peer = by_underlay[at].1;
-            snapshot.peers[peer as usize].prefixes.lookup(src).ok_or(DropReason::OverlayForeignSource)?;
+            let peer = peer_at(snapshot, outer.src).ok_or(DropReason::OverlayUnknownPeer)?;
+            let sender = match outer.network {
+                Network::Cluster => snapshot.peers[peer.0 as usize].prefixes.lookup(src).map(|()| Sender::Peer(peer)),
+                Network::DirectReturn => is_outside(snapshot, src).then_some(Sender::HandedOn(peer)),
+            };
+            let sender = sender.ok_or(DropReason::OverlayForeignSource)?;
             let ecn = decap::ecn(parsed.traffic_class, outer.ecn)?;
             if ecn != parsed.traffic_class & 0b11 {
                 ip::set_ecn(packet.head, ecn);
             }
-            Ok(Sender::Peer(PeerId(peer)))
+            Ok(sender)
         }
     }
 }
@@ -109,6 +113,19 @@ pub fn probe(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed) -> Optio
 fn claims_to_be_ours(snapshot: &Snapshot, src: Addr) -> bool {
     let node = &snapshot.node;
     within(&node.cluster_pod_cidrs, src) || within(&node.service_cidrs, src) || snapshot.is_vip(src) || snapshot.pods.get(src).is_some()
+}
+
+/// Whether `src` can be a client's outside of the cluster: no pod's, no service's, no node's, and no link's alone.
+pub(crate) fn is_outside(snapshot: &Snapshot, src: Addr) -> bool {
+    let nodes = || snapshot.node.owns(src) || snapshot.routes.lookup(src).is_some() || peer_at(snapshot, src).is_some();
+    Scope::of(src) == Scope::Unicast && !claims_to_be_ours(snapshot, src) && !nodes()
+}
+
+/// The peer that has this underlay address.
+fn peer_at(snapshot: &Snapshot, underlay: Addr) -> Option<PeerId> {
+    let by_underlay = &snapshot.peer_by_underlay;
+    let at = by_underlay.binary_search_by_key(&underlay, |(addr, _)| *addr).ok()?;
+    Some(PeerId(by_underlay[at].1))
 }
 
 /// Router and neighbour messages and redirects: they mean something on one link, and a pod has nobody on its own but the gateway

@@ -26,6 +26,17 @@ pub struct Outer {
     pub src: Addr,
     /// The ECN field of the outer header (the two low bits of the traffic class), RFC 6040.
     pub ecn: u8,
+    /// Which of the overlay's networks it came by.
+    pub network: Network,
+}
+
+/// The overlay's networks, told apart by their VNIs: what a packet's source and destination may be depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Pods and nodes speak for themselves.
+    Cluster,
+    /// A node hands on what a client outside sent to a service, as it came, to the node of the backend, which answers the client directly.
+    DirectReturn,
 }
 
 /// The state of the transport checksum of a packet.

@@ -1,5 +1,7 @@
 //! What becomes of a packet: one [`Verdict`] each, and a name for every drop.
 
+use crate::packet::Network;
+
 /// What becomes of a packet. Its bytes are edited where the verdict says to write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -9,8 +11,8 @@ pub enum Verdict {
     ToPod(TunId),
     /// Write it to the TUN `host`: for the node itself, or out through the node's own routing.
     ToHost,
-    /// Encapsulate it to a peer.
-    ToPeer(PeerId),
+    /// Encapsulate it to a peer, in this network.
+    ToPeer(PeerId, Network),
     /// It is for a gateway address: give it to the gateway's own network stack.
     ToNetstack,
     /// A fragment whose datagram another worker looks after.
@@ -85,6 +87,7 @@ drop_reasons! {
     OverlayForeignSource = "overlay_foreign_source", "A known peer sent an inner packet whose source belongs to somebody else.";
     OverlayForeignDestination = "overlay_foreign_destination", "A peer sent an inner packet for something that is not on this node: peers are not forwarded for.";
     OverlayCongestion = "overlay_congestion", "Congestion was marked on the outer header of a packet that does not understand ECN (RFC 6040 requires the drop).";
+    DirectReturnRefused = "direct_return_refused", "A peer handed on what a client sent to a service, but no node port or load balancer here has that address and port, or none of its endpoints is on this node.";
     OverlayForged = "overlay_forged", "A pod, or somebody through a service, sent to the overlay port of a node.";
     NoBackendLocal = "no_backend_local", "The service has the Local traffic policy and no usable endpoint on this node.";
     NoBackendRejected = "no_backend_rejected", "The service has no usable endpoint, or its VIP has no such port; the sender was told.";

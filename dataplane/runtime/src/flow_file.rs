@@ -27,10 +27,10 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{Flock, FlockArg};
 use podgate_core::affinity;
 use podgate_core::balance::loads_for;
-use podgate_core::flow::{Bucket, FlowTable, Memory, Record, Recovered, layout};
+use podgate_core::flow::{Bucket, FlowTable, Memory, RECORDS_MAX, Record, Recovered, layout};
 
 /// Raise it when the meaning of a record, a bucket of either table, a load counter or the header changes, or their order.
-const LAYOUT_VERSION: u32 = 2;
+const LAYOUT_VERSION: u32 = 3;
 
 const MAGIC: [u8; 16] = *b"podgate flows\r\n\0";
 
@@ -126,7 +126,7 @@ impl FlowFile {
     pub fn open(path: impl AsRef<Path>, capacity: usize) -> Result<(FlowFile, Opened), FlowFileError> {
         let path = path.as_ref();
         let failed = |step| move |source: io::Error| FlowFileError::Io { path: path.to_owned(), step, source };
-        if !(1..u32::MAX as usize).contains(&capacity) {
+        if !(1..=RECORDS_MAX).contains(&capacity) {
             return Err(FlowFileError::Capacity(capacity));
         }
         let file = OpenOptions::new()

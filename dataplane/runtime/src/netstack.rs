@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podgate_core::addr::Addr;
+use podgate_core::packet::Network;
 use podgate_core::snapshot::Snapshot;
 use podgate_core::verdict::{DropReason, PeerId, Verdict};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -49,7 +50,7 @@ pub fn route_own(snapshot: &Snapshot, dst: Addr) -> Verdict {
     } else if snapshot.node.owns(dst) {
         Verdict::ToHost
     } else if let Some(peer) = snapshot.routes.lookup(dst) {
-        Verdict::ToPeer(PeerId(*peer))
+        Verdict::ToPeer(PeerId(*peer), Network::Cluster)
     } else {
         Verdict::ToHost
     }

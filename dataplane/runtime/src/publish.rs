@@ -244,6 +244,7 @@ pub(crate) mod tests {
                 snat_ports: 1024..=65535,
                 overlay_port: 4790,
                 overlay_vni: 1,
+                direct_return: None,
                 outside_mtu: 1500,
                 outside_to_pods: OutsideToPods::Allow,
                 timeouts: Default::default(),

@@ -79,6 +79,7 @@ fn snapshot(generation: u64, limits: Option<&Arc<Limits>>) -> Arc<Snapshot> {
             snat_ports: 1024..=65535,
             overlay_port: 4790,
             overlay_vni: 1,
+            direct_return: None,
             outside_mtu: 1500,
             outside_to_pods: OutsideToPods::Allow,
             timeouts: Default::default(),
@@ -95,6 +96,7 @@ fn snapshot(generation: u64, limits: Option<&Arc<Limits>>) -> Arc<Snapshot> {
             port: 4790,
             mtu: 1400,
             prefixes: Arc::new(PrefixMap::new([(peer_prefix, ())])),
+            direct_return: false,
         }]),
         peer_by_underlay: Arc::new([(addr("127.0.0.1"), 0)]),
     })

@@ -23,6 +23,7 @@ pub mod need;
 pub mod runtime;
 pub mod tool;
 pub mod traces;
+pub mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};

@@ -2,14 +2,15 @@
 
 use std::fmt;
 
-use super::hash::{self, Hash, tuple_words};
-use super::index::{BUCKET_ENTRIES, Bucket, Buckets, Entry};
-use super::record::{COARSE_MS, Ctrl, Record, State, Words};
+use super::hash::{Hash, Key};
+use super::index::{BUCKET_ENTRIES, Bucket, Buckets, Entry, RECORDS_MAX};
+use super::record::{self, COARSE_MS, Ctrl, Record, State, Words};
 use super::sync::{AtomicU64, Ordering};
-use super::{Direction, Flow, FlowRef, FlowView, Now, Stage, Timeouts};
+use super::{Direction, Flow, FlowRef, FlowView, Now, Opener, Stage, Timeouts};
 use crate::addr::{Tuple, protocol};
 use crate::affinity::{self, AffinityTable};
 use crate::balance::{self, Loads};
+use crate::nat;
 use crate::verdict::WorkerId;
 
 /// The table: a view of borrowed memory, cheap to copy.
@@ -19,7 +20,7 @@ pub struct FlowTable<'a> {
     pub(super) index: Buckets<'a>,
     affinity: AffinityTable<'a>,
     loads: Loads<'a>,
-    key: [u64; 2],
+    key: Key,
 }
 
 /// The memory of a table.
@@ -33,6 +34,23 @@ pub struct Memory<'a> {
     pub affinity: &'a [affinity::Bucket],
     /// The backends' load counters, a power of two or none: then nothing is counted. See [`balance::loads_for`].
     pub loads: &'a [AtomicU64],
+}
+
+/// Which record [`FlowTable::warm_record`] took for that of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Likely(Option<Entry>);
+
+impl Likely {
+    /// None.
+    pub const NONE: Likely = Likely(None);
+}
+
+/// A live flow as a packet of it needs it: a consistent copy. See [`Flow`] for all of it.
+#[derive(Clone, Copy)]
+pub struct Hit<'a> {
+    record: &'a Record,
+    direction: Direction,
+    found: record::Hit,
 }
 
 /// What one step of [`FlowTable::sweep`] did.
@@ -69,12 +87,12 @@ impl<'a> FlowTable<'a> {
     ///
     /// # Panics
     ///
-    /// If there is no record, or more than 2^32 - 2, or a number that is to be a power of two is not.
+    /// If there is no record, or more than [`RECORDS_MAX`], or a number that is to be a power of two is not.
     pub fn new(key: [u64; 2], memory: Memory<'a>) -> FlowTable<'a> {
         let Memory { records, buckets, affinity, loads } = memory;
-        assert!(!records.is_empty() && records.len() < u32::MAX as usize, "a flow table has 1 to 2^32 - 2 records, not {}", records.len());
+        assert!((1..=RECORDS_MAX).contains(&records.len()), "a flow table has 1 to {RECORDS_MAX} records, not {}", records.len());
         assert!(buckets.len().is_power_of_two() && buckets.len() >= 2, "the buckets of a flow table are a power of two, not {}", buckets.len());
-        FlowTable { records, index: Buckets(buckets), affinity: AffinityTable::new(key, affinity), loads: Loads::new(loads), key }
+        FlowTable { records, index: Buckets(buckets), affinity: AffinityTable::new(key, affinity), loads: Loads::new(loads), key: Key::new(key) }
     }
 
     /// Which clients stick to which backends.
@@ -92,7 +110,7 @@ impl<'a> FlowTable<'a> {
     /// The hash of a tuple under this table's key.
     #[inline]
     pub fn hash(&self, tuple: &Tuple) -> Hash {
-        hash::hash(self.key, tuple)
+        self.key.hash(tuple)
     }
 
     /// Brings the index entries of `hash` nearer: for a whole batch, before its lookups. See also [`FlowTable::warm_record`].
@@ -101,13 +119,23 @@ impl<'a> FlowTable<'a> {
         self.index.warm(hash);
     }
 
-    /// Brings the record of `hash` nearer, if there seems to be one: for a whole batch, after `warm` and before its lookups.
+    /// Brings the record nearer that is likely that of `tuple`, whose hash this is, if there seems to be one: for a whole batch, after `warm`
+    /// and before its lookups.
     #[inline]
-    pub fn warm_record(&self, hash: Hash) {
-        if let Some(record) = self.index.candidates(hash).next().and_then(|entry| self.records.get(entry.record() as usize)) {
-            std::hint::black_box(record.ctrl(Ordering::Relaxed));
-            std::hint::black_box(record.service());
+    pub fn warm_record(&self, tuple: &Tuple, hash: Hash) -> Likely {
+        let entry = self.index.likely(hash);
+        if let Some(record) = entry.and_then(|entry| self.records.get(entry.record() as usize)) {
+            record.warm(tuple.is_v4());
         }
+        Likely(entry)
+    }
+
+    /// The flow of `tuple`, if it is the one that [`FlowTable::warm_record`] found likely: what a packet of it needs, and no more.
+    #[inline]
+    pub fn hit(&self, tuple: &Tuple, likely: Likely) -> Option<Hit<'a>> {
+        let entry = likely.0?;
+        let record = self.records.get(entry.record() as usize)?;
+        Some(Hit { record, direction: entry.direction(), found: record.hit(entry.direction(), tuple)? })
     }
 
     /// The flow that has this tuple, in either direction.
@@ -122,10 +150,9 @@ impl<'a> FlowTable<'a> {
     /// indeed absent at some moment of the lookup.
     #[inline]
     pub fn lookup_hashed(&self, tuple: &Tuple, hash: Hash) -> Option<Flow> {
-        let key = tuple_words(tuple);
         self.index.candidates(hash).find_map(|entry| {
             let (version, words) = self.records.get(entry.record() as usize)?.read_live()?;
-            if words.is(entry.direction(), &key) { words.flow(entry.record(), version, entry.direction()) } else { None }
+            if words.is(entry.direction(), tuple) { words.flow(entry.record(), version, entry.direction()) } else { None }
         })
     }
 
@@ -287,7 +314,7 @@ impl<'a> FlowTable<'a> {
     fn forget(&self, index: u32, words: &Words) {
         for direction in [Direction::Original, Direction::Reply] {
             let hash = self.hash(&words.tuple(direction));
-            self.index.remove(hash, Entry::new(hash, direction, index));
+            self.index.remove(hash, Entry::new(direction, index));
         }
     }
 
@@ -299,7 +326,7 @@ impl<'a> FlowTable<'a> {
         }
         let placed = [(Direction::Original, &flow.original), (Direction::Reply, &flow.reply)].into_iter().all(|(direction, tuple)| {
             let hash = self.hash(tuple);
-            self.index.place(hash, Entry::new(hash, direction, index))
+            self.index.place(hash, Entry::new(direction, index))
         });
         if placed {
             self.loads.begin(words.load());
@@ -320,6 +347,42 @@ impl<'a> FlowTable<'a> {
     fn flow_at(&self, index: u32) -> Option<(Flow, Words)> {
         let (version, words) = self.records[index as usize].read_live()?;
         Some((words.flow(index, version, Direction::Original)?, words))
+    }
+}
+
+impl Hit<'_> {
+    /// Which way the packet goes.
+    #[inline]
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Where the opener sits.
+    #[inline]
+    pub fn opener(&self) -> Opener {
+        self.found.opener
+    }
+
+    /// The tuple that the packet leaves with.
+    #[inline]
+    pub fn to(&self) -> &Tuple {
+        &self.found.to
+    }
+
+    /// What that changes in a sum.
+    #[inline]
+    pub fn change(&self) -> nat::Change {
+        self.found.change
+    }
+
+    /// [`FlowTable::touch`] of this flow.
+    #[inline]
+    pub fn touch(&self, now: Now, tcp_flags: Option<u8>) {
+        self.record.see(now);
+        let life = self.found.life;
+        if life.after(self.direction, tcp_flags) != life {
+            self.record.advance(self.found.version, |life| life.after(self.direction, tcp_flags));
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::addr::Tuple;
 use crate::flow::FlowRef;
 use crate::fragment;
 use crate::icmp::Silence;
-use crate::packet::Packet;
+use crate::packet::{Network, Packet};
 use crate::parse::Parsed;
 use crate::shape::Wait;
 use crate::verdict::{DropReason, PeerId, TunId};
@@ -19,8 +19,8 @@ pub enum Egress {
     Pod(TunId),
     /// The TUN `host`.
     Host,
-    /// A peer.
-    Peer(PeerId),
+    /// A peer, by this network of the overlay.
+    Peer(PeerId, Network),
 }
 
 /// A UDP flow that has just been masqueraded: a socket bound to the destination of its replies brings those that come in fragments, and

@@ -143,6 +143,15 @@ pub fn set_addresses(head: &mut [u8], src: Addr, dst: Addr) -> Delta {
     }
 }
 
+/// [`set_addresses`] where it is known how the sum changes.
+#[inline]
+pub fn replace_addresses(head: &mut [u8], src: Addr, dst: Addr, delta: Delta) {
+    match Family::of_packet(head) {
+        Some(Family::V4) => ipv4::replace_addresses(head, src, dst, delta),
+        _ => ipv6::replace_addresses(head, src, dst),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -364,7 +364,7 @@ impl<'a> Judge<'a> {
         let egress = match route_own(tables.snapshot, dst) {
             Verdict::ToPods => Egress::Pods,
             Verdict::ToPod(tun) => Egress::Pod(tun),
-            Verdict::ToPeer(peer) => Egress::Peer(peer),
+            Verdict::ToPeer(peer, network) => Egress::Peer(peer, network),
             Verdict::Drop(reason) => return self.counters.dropped(reason, 1),
             _ => Egress::Host,
         };
@@ -394,7 +394,7 @@ fn verdict_of(egress: Egress) -> Verdict {
         Egress::Pods => Verdict::ToPods,
         Egress::Pod(tun) => Verdict::ToPod(tun),
         Egress::Host => Verdict::ToHost,
-        Egress::Peer(peer) => Verdict::ToPeer(peer),
+        Egress::Peer(peer, network) => Verdict::ToPeer(peer, network),
     }
 }
 

@@ -13,7 +13,7 @@ use std::ops::Range;
 use podgate_core::counters::{Counters, Traffic};
 use podgate_core::encap;
 use podgate_core::offload::{self, SEND_BYTES_MAX, SEND_SEGMENTS_MAX, SplitPlan};
-use podgate_core::packet::{Gso, Ingress, Offload};
+use podgate_core::packet::{Gso, Ingress, Network, Offload};
 use podgate_core::parse::{Parsed, parse};
 use podgate_core::pipeline::Egress;
 use podgate_core::snapshot::Snapshot;
@@ -103,7 +103,7 @@ impl<'a> Tx<'a> {
                 None => self.counters.dropped(DropReason::WritePod, slot.packets(buffers.buffer(slot.buffer))),
             },
             Verdict::ToHost => self.write_frame(Side::Host, slot, tails, buffers),
-            Verdict::ToPeer(peer) => self.plan_for_peer(peer, slot, tails, buffers, tables.snapshot),
+            Verdict::ToPeer(peer, network) => self.plan_for_peer((peer, network), slot, tails, buffers, tables.snapshot),
             Verdict::ToNetstack => {
                 let sent = self.hand_to(&self.shared.netstack, slot, tails, buffers.buffer(slot.buffer));
                 if !sent {
@@ -135,8 +135,8 @@ impl<'a> Tx<'a> {
                     None => self.counters.dropped(DropReason::WritePod, 1),
                 },
                 Egress::Host => self.write_frame(Side::Host, &slot, &[], &mut scratch),
-                Egress::Peer(peer) => {
-                    self.plan_for_peer(peer, &slot, &[], &mut scratch, tables.snapshot);
+                Egress::Peer(peer, network) => {
+                    self.plan_for_peer((peer, network), &slot, &[], &mut scratch, tables.snapshot);
                     self.flush(&scratch);
                 }
             }
@@ -195,7 +195,14 @@ impl<'a> Tx<'a> {
         self.plan.clear();
     }
 
-    fn plan_for_peer(&mut self, peer: PeerId, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers, snapshot: &Snapshot) {
+    fn plan_for_peer(
+        &mut self,
+        (peer, network): (PeerId, Network),
+        slot: &Slot,
+        tails: &[Range<usize>],
+        buffers: &mut impl Buffers,
+        snapshot: &Snapshot,
+    ) {
         let (Some(to), Ok(parsed)) = (snapshot.peers.get(peer.0 as usize), parse_head(slot, buffers.buffer_mut(slot.buffer))) else {
             return self.counters.dropped(DropReason::SendOverlay, slot.packets(buffers.buffer(slot.buffer)));
         };
@@ -218,9 +225,10 @@ impl<'a> Tx<'a> {
             return self.counters.dropped(DropReason::SendOverlay, slot.packets(buffers.buffer(slot.buffer)));
         };
         let family = if parsed.tuple.is_v4() { Family::V4 } else { Family::V6 };
+        let vni = snapshot.node.vnis().of(network);
         for index in segments {
             let header = self.plan.header_mut(index).first_chunk_mut().expect("split left room for the encapsulation header");
-            encap::write_header(header, snapshot.node.overlay_vni, family);
+            encap::write_header(header, vni, family);
             self.bases.push(base);
         }
         self.run = Some(run);

@@ -170,6 +170,7 @@ impl Node {
                 snat_ports: 1024..=65535,
                 overlay_port: 4790,
                 overlay_vni: 7,
+                direct_return: None,
                 outside_mtu: 1500,
                 outside_to_pods: OutsideToPods::Allow,
                 timeouts: Default::default(),
@@ -187,6 +188,7 @@ impl Node {
                     port: 4790,
                     mtu: POD_MTU,
                     prefixes: Arc::new(PrefixMap::new(peer.cidrs().map(|cidr| (cidr, ())))),
+                    direct_return: false,
                 })
                 .collect(),
             peer_by_underlay: peer.iter().map(|peer| (peer.underlay().into(), 0)).collect(),
