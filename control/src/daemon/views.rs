@@ -157,7 +157,11 @@ pub fn drops(runtime: &Runtime, guard: GuardDrops) -> Value {
             "The kernel let a pod's packet no further: its source is not that pod's, or is nobody's; or the pod has no rule (yet).",
         ),
         ("kernel_bad_header", guard.header_errors, "A pod's packet had a header that the kernel refused, or no hop left (the pod was told)."),
-        ("kernel_pods_queue", pods_queue, "The kernel found the queue of the TUN `pods` full: workers are too slow for what pods send."),
+        (
+            "kernel_pods_queue",
+            pods_queue,
+            "The kernel found the queue of the TUN `pods`, or of a pod's own, full: workers are too slow for what pods send.",
+        ),
         ("kernel_host_queue", host_queue, "The kernel found the queue of the TUN `host` full: workers are too slow for what the node sends."),
         ("kernel_overlay_sockets", overlay_sockets, "The kernel found an overlay socket's buffer full: workers are too slow for what peers send."),
         ("kernel_port_sockets", port_sockets, "The kernel found a socket for fragments or ICMP full: more of them arrived than are looked at."),

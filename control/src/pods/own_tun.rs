@@ -61,6 +61,7 @@ impl Pods {
         let is_it = |pod: &&Attached| pod.mode == AttachMode::Tun && pod.netns == key && pod.ifname == tun.name();
         let Some(pod) = self.list().find(is_it).cloned() else { return Ok(()) };
         self.remember_namespace(&pod, tun.netns());
+        self.closed.remove(&pod.veth);
         self.opened.extend(pod.tun().map(|id| (id, tun)));
         Ok(())
     }

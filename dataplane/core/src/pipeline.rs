@@ -465,11 +465,8 @@ impl Pipeline {
         onward: &Onward,
         outbox: &mut Outbox,
     ) -> Result<Verdict, DropReason> {
-        // The kernel takes one from the TTL where it forwards from a TUN, to a veth or to an uplink; it would name the wrong address. On the
-        // way in it has taken one on a veth, and nothing on a pod's own TUN, where the gateway itself is the first router.
-        let kernel_takes = u8::from(matches!(onward.hop, Hop::Pod { tun: None, .. } | Hop::Outside));
-        let we_take = u8::from(matches!(packet.ingress, Ingress::Pod(_)) && onward.change != Change::Reply);
-        if parsed.ttl <= kernel_takes + we_take && kernel_takes + we_take > 0 && onward.change != Change::Reply {
+        let ttl = TtlTaken::of(packet.ingress, onward.hop);
+        if parsed.ttl <= ttl.by_all() && ttl.by_all() > 0 && onward.change != Change::Reply {
             self.say(env, packet, parsed, sender, Answer::TimeExceeded, outbox);
             return Err(DropReason::TtlExceeded);
         }
@@ -491,8 +488,8 @@ impl Pipeline {
             };
             nat::clamp_mss(packet.head, parsed, packet.offload.checksum, mss_for(mtu.min(way_back), parsed));
         }
-        if we_take > 0 {
-            ip::set_ttl(packet.head, parsed.ttl - we_take);
+        if ttl.by_us > 0 && onward.change != Change::Reply {
+            ip::set_ttl(packet.head, parsed.ttl - ttl.by_us);
         }
         match onward.change {
             Change::Tuple if onward.to != parsed.tuple => nat::translate(packet.head, parsed, packet.offload.checksum, &onward.to),
@@ -638,6 +635,30 @@ fn mtu_of(snapshot: &Snapshot, hop: Hop) -> u32 {
 fn mss_for(mtu: u32, parsed: &Parsed) -> u16 {
     let headers = if parsed.tuple.is_v4() { 40 } else { 60 };
     mtu.saturating_sub(headers).clamp(536, u16::MAX as u32) as u16
+}
+
+/// What a packet's TTL loses from here on.
+#[derive(Clone, Copy)]
+struct TtlTaken {
+    /// On a pod's own TUN, where the gateway is the first router; on a veth the kernel has taken one on the way in.
+    by_us: u8,
+    /// Where it forwards from a TUN, to a veth or to an uplink. If it took the last one, it would name the wrong address.
+    by_kernel: u8,
+}
+
+impl TtlTaken {
+    #[inline]
+    fn of(ingress: Ingress, hop: Hop) -> TtlTaken {
+        TtlTaken {
+            by_us: u8::from(matches!(ingress, Ingress::Pod(_))),
+            by_kernel: u8::from(matches!(hop, Hop::Pod { tun: None, .. } | Hop::Outside)),
+        }
+    }
+
+    #[inline]
+    fn by_all(self) -> u8 {
+        self.by_us + self.by_kernel
+    }
 }
 
 /// The way back to a packet's sender.

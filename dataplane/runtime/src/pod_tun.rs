@@ -11,7 +11,7 @@
 //! namespace whose every process and mount is gone lives on until it is detached.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
@@ -58,7 +58,6 @@ impl PodTun {
 
     /// A second descriptor of the same queue, for whoever keeps it for a successor.
     pub fn keep(&self) -> io::Result<OwnedFd> {
-        use std::os::fd::AsFd;
         self.queue.as_fd().try_clone_to_owned()
     }
 

@@ -4,7 +4,7 @@
 //! copy of the flow, and a change of checksums that was worked out when the flow began. That the outcome is the same is tested with random packets in two
 //! worlds, one without it (`tests/random.rs`).
 
-use super::{Env, mtu_of, trim, verdict_of};
+use super::{Env, TtlTaken, mtu_of, trim, verdict_of};
 use crate::admit::{self, Sender};
 use crate::decide::{self, Hop};
 use crate::flow::Likely;
@@ -35,13 +35,13 @@ pub(super) fn follow_known(env: &Env<'_>, packet: &mut Packet<'_>, parsed: &Pars
     }
     let hop = decide::hop_back_or_on(env.snapshot, flow.direction(), flow.opener(), flow.to().dst).ok()?;
     let limited = matches!(sender, Sender::Pod { limited: true }) || matches!(hop, Hop::Pod { limited: true, .. });
-    // The kernel takes one from the TTL and, of what comes by a pod's own TUN, the gateway another: `send` has the rule.
-    if limited || parsed.ttl <= 2 || offload::wire_len(packet, parsed) > mtu_of(env.snapshot, hop) {
+    let ttl = TtlTaken::of(packet.ingress, hop);
+    if limited || parsed.ttl <= ttl.by_all().max(1) || offload::wire_len(packet, parsed) > mtu_of(env.snapshot, hop) {
         return None;
     }
     trim(packet, parsed);
-    if let Ingress::Pod(_) = packet.ingress {
-        ip::set_ttl(packet.head, parsed.ttl - 1);
+    if ttl.by_us > 0 {
+        ip::set_ttl(packet.head, parsed.ttl - ttl.by_us);
     }
     flow.touch(env.now, tcp_flags);
     nat::translate_known(packet.head, parsed, packet.offload.checksum, flow.to(), flow.change());

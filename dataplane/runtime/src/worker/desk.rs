@@ -4,6 +4,7 @@
 //! from its start. What it lets go of is closed by the control side, which keeps a reference for as long as it takes.
 
 use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use mio::unix::SourceFd;
@@ -11,7 +12,6 @@ use mio::{Interest, Registry, Token};
 use podgate_core::verdict::WorkerId;
 
 use crate::pod_tun::{PODS_PER_WORKER_MAX, PodTuns, Port};
-use std::os::fd::AsRawFd;
 
 /// The token of seat 0; those of the other seats follow.
 pub(super) const FIRST_TOKEN: usize = 1 << 16;

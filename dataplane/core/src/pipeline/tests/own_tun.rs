@@ -79,7 +79,9 @@ fn a_source_that_is_not_the_tuns_own_pod_is_dropped_by_name() {
 #[test]
 fn the_ttl_loses_one_where_the_kernel_takes_none() {
     let (tun, veth) = (Ingress::Pod(FIRST), Ingress::Pods);
-    let rows: &[(Ingress, &str, &str, u8, Option<u8>, &str)] = &[
+    // From where, whom to whom, the TTL it comes with, and what it leaves with, or `None` if it dies here.
+    type Row = (Ingress, &'static str, &'static str, u8, Option<u8>, &'static str);
+    let rows: &[Row] = &[
         (tun, "10.32.1.10:5000", "10.32.2.10:80", 64, Some(63), "to another node"),
         (tun, "10.32.1.10:5000", "10.32.2.10:80", 2, Some(1), "which delivers it with what is left"),
         (tun, "10.32.1.10:5000", "10.32.2.10:80", 1, None, "the gateway is the first router"),
