@@ -18,6 +18,7 @@ use podgate_core::service::{Backend, Face, Frontend, FrontendKey, Place, Service
 use podgate_core::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer, Snapshot};
 use podgate_core::testing::{self, addr};
 use podgate_core::verdict::{DropReason, Verdict, WorkerId};
+use podgate_runtime::flow_file;
 
 /// Pods of this node, of each family.
 pub const PODS: u32 = 250;
@@ -97,7 +98,8 @@ pub struct World {
 impl World {
     /// A node whose flow table has room for `flows`.
     pub fn new(flows: usize) -> World {
-        World::of(snapshot().into(), OwnedFlows::new(flows, [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]).into(), 0)
+        let flows = OwnedFlows::new(flows, [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]).fetching_by(flow_file::fetch);
+        World::of(snapshot().into(), flows.into(), 0)
     }
 
     /// Another worker of the same node.

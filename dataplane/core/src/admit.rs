@@ -47,6 +47,7 @@ impl Sender {
 pub const PROBE_PORT: u16 = 9;
 
 /// Who sent it, or why it may not go on.
+#[inline]
 pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> Result<Sender, DropReason> {
     let (src, dst) = (parsed.tuple.src, parsed.tuple.dst);
     // Link-local IPv4 goes on: cloud metadata and caches of the node live there. Nothing of IPv6's may leave its link (RFC 4291 §2.5.6).
@@ -96,6 +97,7 @@ fn of_pod(snapshot: &Snapshot, src: Addr, tun: Option<TunId>) -> Result<Sender, 
 }
 
 /// Whether a packet from `host` is one of this gateway's own probes, and which: they come back with sources that nobody else may use.
+#[inline]
 pub fn probe(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed) -> Option<u8> {
     let from_host = matches!(packet.ingress, Ingress::Host | Ingress::Socket);
     if !from_host || parsed.tuple.dst_port != PROBE_PORT || parsed.transport_kind != Transport::Udp {
@@ -130,6 +132,7 @@ fn peer_at(snapshot: &Snapshot, underlay: Addr) -> Option<PeerId> {
 
 /// Router and neighbour messages and redirects: they mean something on one link, and a pod has nobody on its own but the gateway
 /// (RFC 4861 §4, RFC 792, RFC 1256).
+#[inline]
 fn is_link_business(parsed: &Parsed) -> bool {
     match (parsed.tuple.protocol, parsed.transport_kind) {
         (protocol::ICMPV6, Transport::IcmpOther(kind)) => (133..=137).contains(&kind),

@@ -156,13 +156,19 @@ impl Pipeline {
         let (mut parsed, mut likely) = (std::mem::take(&mut self.parsed), std::mem::take(&mut self.likely));
         parsed.clear();
         likely.clear();
-        parsed.extend(batch.iter().map(|packet| parse(packet).map(|parsed| (parsed, env.flows.hash(&parsed.tuple)))));
-        // Fetched here, used below. In loops of their own the loads stand close together, so that the cache misses of a batch overlap.
-        for (_, hash) in parsed.iter().flatten() {
-            env.flows.warm(*hash);
-        }
+        // Fetched in one loop, used in the next: the cache misses of a batch overlap with each other and with its work.
+        parsed.extend(batch.iter().map(|packet| {
+            let parsed = parse(packet)?;
+            let hash = env.flows.hash(&parsed.tuple);
+            env.flows.warm(hash);
+            Ok((parsed, hash))
+        }));
         likely.extend(parsed.iter().map(|parsed| match parsed {
-            Ok((parsed, hash)) => env.flows.warm_record(&parsed.tuple, *hash),
+            Ok((parsed, hash)) => {
+                let likely = env.flows.likely(*hash);
+                env.flows.warm_record(&parsed.tuple, likely);
+                likely
+            }
             Err(_) => Likely::NONE,
         }));
         for (at, ((packet, parsed), likely)) in batch.iter_mut().zip(&parsed).zip(&likely).enumerate() {

@@ -241,7 +241,7 @@ fn step_by_step(world: &mut World, ingress: Ingress, bytes: &mut [u8]) -> (bool,
     let mut packet = testing::packet(bytes, ingress);
     let Ok(parsed) = parse(&packet).map_err(|reason| env.counters.dropped(reason, 1)) else { return (false, Verdict::Drop(DropReason::Truncated)) };
     let hash = env.flows.hash(&parsed.tuple);
-    let likely = env.flows.warm_record(&parsed.tuple, hash);
+    let likely = env.flows.likely(hash);
     let known = follow_known(&env, &mut testing::packet(&mut copy, ingress), &parsed, likely).is_some();
     let verdict = world.pipeline.judge(&env, &mut packet, &parsed, hash, &mut world.outbox).unwrap_or_else(|reason| {
         env.counters.dropped(reason, 1);
