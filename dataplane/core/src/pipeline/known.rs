@@ -10,7 +10,7 @@ use crate::decide::{self, Hop};
 use crate::flow::Likely;
 use crate::nat;
 use crate::offload;
-use crate::packet::{Ingress, Packet};
+use crate::packet::Packet;
 use crate::parse::{Parsed, Transport};
 use crate::verdict::Verdict;
 use crate::wire::ip;
