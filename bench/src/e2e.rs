@@ -68,10 +68,7 @@ pub struct Options {
 const QUICK_SECONDS: f64 = 0.3;
 
 /// What could take part by its nature and does not, and why.
-const NOT_MEASURED: [&str; 2] = [
-    "flannel's udp backend is not measured: no Debian package has it",
-    "tun-rs's offload path is not measured: the reflector is the same path without its buffers",
-];
+const NOT_MEASURED: [&str; 1] = ["flannel's udp backend is not measured: no Debian package has it"];
 
 /// Runs the benchmarks. Must be called while the process has one thread only.
 pub fn main(options: &Options) -> ExitCode {
