@@ -92,7 +92,7 @@ fn plain(c: &mut Criterion<CpuTime>) {
         bench::<64>(&mut group, &format!("pod to pod {}", family.name()), &mut world, &mut traffic);
 
         let mut traffic = Traffic::new(to_peers(family, 10_000, 64), PLAIN, Ingress::Pods);
-        world.send_all::<64>(&mut traffic, |verdict| matches!(verdict, Verdict::ToPeer(_)));
+        world.send_all::<64>(&mut traffic, |verdict| matches!(verdict, Verdict::ToPeer(..)));
         bench::<64>(&mut group, &format!("pod to peer {}", family.name()), &mut world, &mut traffic);
 
         let packets = (0..10_000).map(|n| {

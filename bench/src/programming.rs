@@ -159,6 +159,7 @@ fn local() -> LocalNode {
         external_ips: Vec::new(),
         overlay_port: 4790,
         overlay_vni: 1,
+        direct_return_vni: None,
         outside_to_pods: OutsideToPods::Allow,
         health_port: 10256,
         announcements: Announcements::Optional,

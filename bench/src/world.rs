@@ -12,12 +12,13 @@ use podgate_core::balance::Balance;
 use podgate_core::counters::Counters;
 use podgate_core::fib::{Pod, PodTable, PrefixMap};
 use podgate_core::flow::{Now, OwnedFlows, Timeouts};
-use podgate_core::packet::{Ingress, Offload, Outer, Packet};
+use podgate_core::packet::{Ingress, Network, Offload, Outer, Packet};
 use podgate_core::pipeline::{Env, Outbox, Pipeline};
 use podgate_core::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, ServiceTable, TrafficPolicy};
 use podgate_core::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer, Snapshot};
 use podgate_core::testing::{self, addr};
 use podgate_core::verdict::{DropReason, Verdict, WorkerId};
+use podgate_runtime::flow_file;
 
 /// Pods of this node, of each family.
 pub const PODS: u32 = 250;
@@ -97,7 +98,8 @@ pub struct World {
 impl World {
     /// A node whose flow table has room for `flows`.
     pub fn new(flows: usize) -> World {
-        World::of(snapshot().into(), OwnedFlows::new(flows, [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]).into(), 0)
+        let flows = OwnedFlows::new(flows, [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]).fetching_by(flow_file::fetch);
+        World::of(snapshot().into(), flows.into(), 0)
     }
 
     /// Another worker of the same node.
@@ -207,7 +209,7 @@ impl Traffic {
 
 /// Where packets of the first peer come in.
 pub fn from_peer() -> Ingress {
-    Ingress::Overlay(Outer { src: addr("192.0.2.2"), ecn: 0 })
+    Ingress::Overlay(Outer { src: addr("192.0.2.2"), ecn: 0, network: Network::Cluster })
 }
 
 /// `count` packets of `len` bytes, each of a flow of its own: pods of this node to services' VIPs.
@@ -264,7 +266,14 @@ fn snapshot() -> Snapshot {
     for n in 0..PEERS {
         let prefixes = PrefixMap::new(peer_networks(n).map(|network| (network, ())));
         let underlay = addr(&format!("192.0.2.{}", n + 2));
-        peers.push(Peer { name: format!("node-{}", n + 2).into(), underlay: underlay.ip(), port: 4790, mtu: 1464, prefixes: prefixes.into() });
+        peers.push(Peer {
+            name: format!("node-{}", n + 2).into(),
+            underlay: underlay.ip(),
+            port: 4790,
+            mtu: 1464,
+            prefixes: prefixes.into(),
+            direct_return: false,
+        });
         routes.extend(peer_networks(n).map(|network| (network, n)));
         by_underlay.push((underlay, n));
     }
@@ -282,6 +291,7 @@ fn snapshot() -> Snapshot {
         snat_ports: 1024..=65535,
         overlay_port: 4790,
         overlay_vni: 1,
+        direct_return: None,
         outside_mtu: 1500,
         outside_to_pods: OutsideToPods::Allow,
         timeouts: Timeouts::default(),

@@ -164,6 +164,7 @@ impl Call<'_> {
             routes: settings.routes.clone(),
             port_mappings: settings.port_mappings.clone(),
             bandwidth: settings.bandwidth,
+            mode: settings.mode,
         }
     }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use podgate_cni::protocol::{Bandwidth, PortMapping, Valid};
+use podgate_cni::protocol::{AttachMode, Bandwidth, PortMapping, Valid};
 use podgate_cni::result::{Route, VERSIONS};
 use serde_json::{Map, Value};
 
@@ -22,6 +22,12 @@ const TIMEOUT_SECONDS: u64 = 20;
 
 /// The longest time that `timeoutSeconds` may ask for.
 const TIMEOUT_SECONDS_MAX: u64 = 300;
+
+/// The capability by which containerd and CRI-O hand over a pod's annotations: a key of `runtimeConfig`.
+const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+/// A pod's own say in how it is attached: `veth` or `tun`.
+const ATTACH_ANNOTATION: &str = "podgate.io/attach";
 
 /// Where addresses come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +78,8 @@ pub struct Settings {
     pub port_mappings: Vec<PortMapping>,
     /// `runtimeConfig.bandwidth`.
     pub bandwidth: Option<Bandwidth>,
+    /// `attach`, or the pod's annotation [`ATTACH_ANNOTATION`].
+    pub mode: Option<AttachMode>,
     /// The addresses that the runtime asks for.
     pub wanted: Vec<IpAddr>,
     /// `dns`, with what it knows.
@@ -137,6 +145,8 @@ impl Network {
             Some(mac) => parse_mac(mac).map(Some).map_err(|problem| section.error("mac", format!("is not usable: {problem}"))),
             None => Ok(None),
         };
+        let annotations = runtime.as_ref().map_or(Ok(None), |runtime| runtime.section(POD_ANNOTATIONS))?;
+        let of_pod = annotations.as_ref().map_or(Ok(None), |annotations| parse_mode(annotations, ATTACH_ANNOTATION))?;
         let of_config = mac(&top)?;
         let of_args = cni_args.as_ref().map_or(Ok(None), mac)?;
         let of_runtime = runtime.as_ref().map_or(Ok(None), mac)?;
@@ -157,6 +167,7 @@ impl Network {
             routes: top.sections("routes")?.iter().map(parse_route).collect::<Result<_, _>>()?,
             port_mappings: runtime.as_ref().map_or(Ok(Vec::new()), parse_port_mappings)?,
             bandwidth: runtime.as_ref().map_or(Ok(None), parse_bandwidth)?,
+            mode: of_pod.or(parse_mode(&top, "attach")?),
             wanted,
             dns: parse_dns(&top)?,
         })
@@ -224,6 +235,12 @@ fn parse_mtu(top: &Section<'_>) -> Result<Option<u32>, Error> {
         Some(mtu @ 1..68) => Err(top.error("mtu", format!("is {mtu}, but it takes 0 (by default) or 68 and more"))),
         Some(mtu) => Ok(Some(mtu as u32)),
     }
+}
+
+/// `attach`, or an annotation that says the same.
+fn parse_mode(section: &Section<'_>, key: &str) -> Result<Option<AttachMode>, Error> {
+    let Some(name) = section.string(key)?.filter(|name| !name.is_empty()) else { return Ok(None) };
+    AttachMode::of(name).map(Some).ok_or_else(|| section.error(key, format!("is {name:?}, but it takes \"veth\" or \"tun\"")))
 }
 
 /// A route of `routes`, or of a delegated plugin's result.

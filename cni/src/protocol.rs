@@ -146,6 +146,35 @@ pub struct AttachRequest {
     /// Limits.
     #[serde(default)]
     pub bandwidth: Option<Bandwidth>,
+    /// How it is attached; by default, as the node's configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<AttachMode>,
+}
+
+/// How a pod is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachMode {
+    /// A veth pair, one end in the gateway's namespace.
+    #[default]
+    Veth,
+    /// A TUN inside the pod's namespace.
+    Tun,
+}
+
+impl AttachMode {
+    /// As configurations say it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            AttachMode::Veth => "veth",
+            AttachMode::Tun => "tun",
+        }
+    }
+
+    /// The mode of that name.
+    pub fn of(name: &str) -> Option<AttachMode> {
+        [AttachMode::Veth, AttachMode::Tun].into_iter().find(|mode| mode.name() == name)
+    }
 }
 
 /// Where an attachment's addresses come from.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attached {
-    /// The veth first, then the pod's interface.
+    /// The pod's interface, and before it the veth in the gateway's namespace, if it has one.
     pub interfaces: Vec<Interface>,
     /// The pod's addresses.
     pub ips: Vec<Ip>,

@@ -290,6 +290,7 @@ fn set_apart(previous: &Compiled, next: &mut Compiled, frontends: &[(FrontendKey
     let node = next.snapshot.node.clone();
     let is_apart = |key: &FrontendKey, face: Face| match face {
         Face::NodePort => key.protocol == protocol::UDP,
+        Face::PeersNodePort => false,
         _ => node.owns(key.addr) || !within(&node.service_cidrs, key.addr) && !within(&node.cluster_pod_cidrs, key.addr),
     };
     if !Arc::ptr_eq(&previous.snapshot.node, &node) {
@@ -342,7 +343,7 @@ fn resolve(previous: &Compiled, next: &mut Compiled, changed: &BTreeSet<ObjectNa
 fn rank(face: Face) -> u8 {
     match face {
         Face::ClusterIp => 0,
-        Face::NodePort => 1,
+        Face::NodePort | Face::PeersNodePort => 1,
         Face::LoadBalancer => 2,
         Face::ExternalIp => 3,
         Face::HostPort => 4,

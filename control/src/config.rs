@@ -29,8 +29,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use podgate_cni::protocol::AttachMode;
+use podgate_core::flow::Timeouts;
 use podgate_core::snapshot::OutsideToPods;
-use serde::Serialize;
 
 use crate::ipam::IpamSettings;
 
@@ -67,10 +68,12 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// The journal of addresses lives here.
     pub state_dir: PathBuf,
-    /// How pods are attached.
-    pub attach: Attach,
+    /// How pods are attached that do not say it themselves.
+    pub attach: AttachMode,
     /// Workers; `None` leaves it to the machine.
     pub workers: Option<Workers>,
+    /// For how long an idle worker looks for more packets before it sleeps; `None` leaves it to the machine.
+    pub spin: Option<Duration>,
     /// Connections opened from outside the cluster to a pod's address.
     pub outside_to_pods: OutsideToPods,
     /// Names of the two TUNs.
@@ -101,6 +104,8 @@ pub struct Overlay {
     pub port: u16,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
+    /// Another one, for what is handed on to the node of a backend that answers the client directly; `None` switches that off.
+    pub direct_return_vni: Option<u32>,
 }
 
 /// Which of the node's addresses answer node ports.
@@ -167,16 +172,6 @@ impl SourceConfig {
     }
 }
 
-/// How pods are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Attach {
-    /// A veth pair, one end in the gateway's namespace.
-    Veth,
-    /// A TUN inside the pod's namespace.
-    Tun,
-}
-
 /// Workers, where the configuration says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workers {
@@ -200,6 +195,8 @@ pub struct Devices {
 pub struct Flows {
     /// How many flows it holds.
     pub capacity: u32,
+    /// How long flows may be silent.
+    pub timeouts: Timeouts,
 }
 
 /// What of the machine the configuration is checked against.

@@ -192,9 +192,10 @@ fn of_node(node: &Node) -> Facts {
             match &node.announcement {
                 Announcement::Silent => None,
                 Announcement::None => Some("none".into()),
-                Announcement::Overlay { underlay, port, vni, mtu } => {
+                Announcement::Overlay { underlay, port, vni, mtu, direct_return_vni } => {
                     let number = |name: &str, value: Option<u32>| value.map(|v| format!("{name}={v}"));
-                    let parts = [number("port", port.map(u32::from)), number("vni", *vni), number("mtu", *mtu)];
+                    let figures = [("port", port.map(u32::from)), ("vni", *vni), ("mtu", *mtu), ("directReturnVni", *direct_return_vni)];
+                    let parts = figures.map(|(name, value)| number(name, value));
                     Some(list(underlay.iter().map(ToString::to_string).chain(parts.into_iter().flatten())))
                 }
             },

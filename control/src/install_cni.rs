@@ -67,7 +67,7 @@ pub fn configuration(socket: &Path) -> Value {
             "type": PLUGIN,
             "socket": socket,
             "ipam": {"type": "podgate"},
-            "capabilities": {"portMappings": true, "bandwidth": true, "ips": true, "mac": true},
+            "capabilities": {"portMappings": true, "bandwidth": true, "ips": true, "mac": true, "io.kubernetes.cri.pod-annotations": true},
         }],
     })
 }

@@ -128,7 +128,10 @@ fn clean(words: &cli::deployment::Cleanup) -> anyhow::Result<Exit> {
     podgate::keeper::supervisor::remove_abandoned(&config.runtime_dir);
     let runtime_files = &["podgate.sock", podgate::daemon::HANDOVER_SOCKET, "lock", "flows"];
     let traces = Traces { runtime_dir: &config.runtime_dir, runtime_files, state_dir: &config.state_dir, host_device: &config.devices.host };
+    let (removed, kept) = podgate::pods::remove_tuns(&config.state_dir);
     let mut cleaned = cleanup(&node, &traces)?;
+    cleaned.removed.splice(0..0, removed);
+    cleaned.kept.extend(kept);
     cleaned.removed.extend(files.iter().map(|path| path.display().to_string()));
     cleaned.removed.retain(|what| !made_here.iter().any(|path| *what == path.display().to_string()));
     if cleaned.removed.is_empty() && cleaned.kept.is_empty() {

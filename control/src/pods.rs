@@ -14,21 +14,28 @@
 //! Every attachment has a file in `<stateDir>/pods`, written before the kernel is touched: a successor of a killed daemon finds its
 //! pods there, and undoes what was half done. The files need not survive the machine, only the process: no pod outlives a boot.
 //!
-//! `kernel` has the pod's side of it, link by link.
+//! In mode tun there is none of this but the record: the pod has a TUN of its own, which `own_tun` makes, opens again and takes away.
+//! `kernel` has a veth's pod's side, link by link.
 
+mod error;
 mod kernel;
+mod own_tun;
 
 use crate::gateway_ns::GatewayNs;
 use crate::host_state::{boot_id, read_if_any, write_atomically};
-use crate::netlink::sysctl::SysctlError;
 use crate::netlink::{Family, Mac, MissingIsFine, Netlink, NetlinkError};
 use crate::routing::{PREF_POD, PodRoute};
+pub use error::PodError;
 use ipnetwork::IpNetwork;
 pub use kernel::{POD_GATEWAY_V6, gateway_of};
-use podgate_cni::protocol::{Bandwidth, PortMapping};
+pub use own_tun::remove_all as remove_tuns;
+use podgate_cni::protocol::{AttachMode, Bandwidth, PortMapping};
 use podgate_cni::result::Route;
+use podgate_core::verdict::TunId;
 use podgate_runtime::netns::Netns;
+use podgate_runtime::pod_tun::PodTun;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -41,96 +48,6 @@ pub const COUNTER_FILE: &str = "veth-counter";
 /// What the host ends of veths are called, with a number behind it.
 const VETH_PREFIX: &str = "pg";
 
-/// Why a pod could not be attached or detached.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PodError {
-    /// The pod has such an interface already.
-    #[error("the pod has an interface {ifname} already: detach it first, or choose another name")]
-    InterfaceExists {
-        /// The interface.
-        ifname: String,
-    },
-    /// The attachment exists already.
-    #[error("{id} is attached already, by {veth}")]
-    AttachedAlready {
-        /// Which attachment.
-        id: String,
-        /// Its interface.
-        veth: String,
-    },
-    /// An address belongs to another pod.
-    #[error("address {address} belongs to {owner}, which is attached by {veth}")]
-    AddressTaken {
-        /// The address.
-        address: IpAddr,
-        /// The other attachment.
-        owner: String,
-        /// Its interface.
-        veth: String,
-    },
-    /// No address was given.
-    #[error("{id}: a pod needs at least one address")]
-    NoAddress {
-        /// Which attachment.
-        id: String,
-    },
-    /// There is nothing of that name to work on.
-    #[error("{id} is not attached")]
-    NotAttached {
-        /// Which attachment.
-        id: String,
-    },
-    /// It has its addresses already.
-    #[error("{id} has its addresses already")]
-    AssignedAlready {
-        /// Which attachment.
-        id: String,
-    },
-    /// Somebody else gave the pod its default route.
-    #[error("{id}: the pod has an {family} default route already; leave `isDefaultGateway` out, so that this interface gets a table of its own")]
-    DefaultRouteExists {
-        /// Which attachment.
-        id: String,
-        /// Of which family.
-        family: Family,
-    },
-    /// An attachment is not whole.
-    #[error("{id}: {what}; delete the pod and let it be attached anew")]
-    Broken {
-        /// Which attachment.
-        id: String,
-        /// What is missing.
-        what: String,
-    },
-    /// The kernel refused.
-    #[error("{id}: {source}")]
-    Netlink {
-        /// Which attachment.
-        id: String,
-        /// What and why.
-        source: NetlinkError,
-    },
-    /// A sysctl could not be set.
-    #[error("{id}: {source}")]
-    Sysctl {
-        /// Which attachment.
-        id: String,
-        /// What and why.
-        source: SysctlError,
-    },
-    /// A file of ours could not be read or written.
-    #[error("cannot {operation} {path}: {source}", path = path.display())]
-    File {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-}
-
 /// What a pod shall have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachSpec {
@@ -142,13 +59,15 @@ pub struct AttachSpec {
     pub network: Option<String>,
     /// See [`podgate_cni::protocol::AttachRequest::attempt`].
     pub attempt: u64,
-    /// The path of the pod's namespace, for people.
+    /// How it is attached.
+    pub mode: AttachMode,
+    /// The path of the pod's namespace: for people, and in mode tun for a successor.
     pub netns_path: String,
     /// The interface's name in the pod.
     pub ifname: String,
     /// Its addresses, at most one of each family. Without any the interface is made and waits for [`Pods::assign`].
     pub addresses: Vec<IpAddr>,
-    /// Its Ethernet address; the kernel's choice where none is given.
+    /// Its Ethernet address; the kernel's choice where none is given. A TUN has none.
     pub mac: Option<Mac>,
     /// Its MTU.
     pub mtu: u32,
@@ -222,12 +141,18 @@ pub struct Attached {
     /// See [`AttachSpec::attempt`].
     #[serde(default)]
     pub attempt: u64,
+    /// How it is attached.
+    #[serde(default)]
+    pub mode: AttachMode,
     /// The path of the pod's namespace.
     #[serde(default)]
     pub netns_path: String,
+    /// Whether this process found the namespace by that path. If not, that nothing is there says nothing.
+    #[serde(default)]
+    pub netns_seen: bool,
     /// The interface's name in the pod.
     pub ifname: String,
-    /// The other end's name, in the gateway's namespace.
+    /// The other end's name, in the gateway's namespace. In mode tun there is no such interface, and the name is the attachment's alone.
     pub veth: String,
     /// Its index there.
     pub veth_index: u32,
@@ -255,8 +180,18 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// The pod as routing sees it.
-    pub fn route(&self) -> PodRoute {
+    /// The number of its own TUN; none in mode veth.
+    pub fn tun(&self) -> Option<TunId> {
+        let number = self.veth.strip_prefix(VETH_PREFIX).and_then(|number| number.parse().ok());
+        number.filter(|_| self.mode == AttachMode::Tun).map(TunId)
+    }
+
+    /// The pod as routing sees it, if it hangs in the gateway's namespace.
+    pub fn routed(&self) -> Option<PodRoute> {
+        (self.mode == AttachMode::Veth).then(|| self.route())
+    }
+
+    fn route(&self) -> PodRoute {
         PodRoute { veth: self.veth.clone(), addresses: self.addresses.clone() }
     }
 }
@@ -311,6 +246,12 @@ pub struct Pods {
     entries: Vec<Entry>,
     /// What was asked for those that wait for their addresses. A successor undoes them instead.
     waiting: Vec<AttachSpec>,
+    /// The namespaces of pods in mode tun, as far as they are at hand, by the attachment's name.
+    namespaces: BTreeMap<String, Netns>,
+    /// TUNs that were opened and that nobody has taken into use yet.
+    opened: Vec<(TunId, PodTun)>,
+    /// Why a pod's TUN could not be opened, by the attachment's name.
+    closed: BTreeMap<String, PodError>,
 }
 
 impl Pods {
@@ -322,7 +263,10 @@ impl Pods {
         let netlink = Netlink::open(gateway.netns()).map_err(of("the gateway's namespace"))?;
         let veths_are_hosts = kernel::veths_are_hosts(gateway.netns());
         let counter = runtime_dir.join(COUNTER_FILE);
-        let mut pods = Pods { gateway, netlink, directory, boot_id, counter, veths_are_hosts, last_number: None, entries, waiting: Vec::new() };
+        let (waiting, opened) = (Vec::new(), Vec::new());
+        let (namespaces, closed) = (BTreeMap::new(), BTreeMap::new());
+        let mut pods =
+            Pods { gateway, netlink, directory, boot_id, counter, veths_are_hosts, last_number: None, entries, waiting, namespaces, opened, closed };
         let unfinished: Vec<String> = pods.entries.iter().filter(|entry| entry.stage == Stage::Attaching).map(|entry| entry.pod.id.clone()).collect();
         for id in unfinished {
             pods.detach(&id, None)?;
@@ -355,7 +299,11 @@ impl Pods {
     /// Pods on record whose interface is gone, with their namespace or by somebody's hand.
     pub fn lost(&self) -> Result<Vec<&Attached>, PodError> {
         let links = self.netlink.links().map_err(of("the gateway's namespace"))?;
-        Ok(self.list().filter(|pod| !links.iter().any(|link| link.name == pod.veth)).collect())
+        let is_lost = |pod: &&Attached| match pod.mode {
+            AttachMode::Veth => !links.iter().any(|link| link.name == pod.veth),
+            AttachMode::Tun => self.tun_is_lost(pod),
+        };
+        Ok(self.list().filter(is_lost).collect())
     }
 
     /// Attaches `pod_ns`. On any failure everything done is undone. Without addresses in `spec` it is done half, until [`Pods::assign`].
@@ -374,7 +322,9 @@ impl Pods {
             name: spec.name.clone(),
             network: spec.network.clone(),
             attempt: spec.attempt,
+            mode: spec.mode,
             netns_path: spec.netns_path.clone(),
+            netns_seen: own_tun::at_path(&spec.netns_path).is_ok_and(|found| found == *pod_ns),
             ifname: spec.ifname.clone(),
             veth: self.next_name()?,
             veth_index: 0,
@@ -388,10 +338,14 @@ impl Pods {
             options: spec.options.clone(),
         };
         self.entries.push(Entry { stage: Stage::Attaching, pod: pod.clone() });
-        let mut attached = self.record(Stage::Attaching, &pod).and_then(|()| self.make_link(pod_ns, &pod_netlink, spec, pod));
-        if !spec.addresses.is_empty() {
-            attached = attached.and_then(|pod| self.join(&pod_netlink, spec, pod));
-        }
+        let recorded = self.record(Stage::Attaching, &pod);
+        let attached = recorded.and_then(|()| match spec.mode {
+            AttachMode::Tun => self.make_tun(pod_ns, &pod_netlink, spec, pod),
+            AttachMode::Veth => {
+                let pod = self.make_link(pod_ns, &pod_netlink, spec, pod)?;
+                if spec.addresses.is_empty() { Ok(pod) } else { self.join(&pod_netlink, spec, pod) }
+            }
+        });
         self.settle(attached, spec)
     }
 
@@ -459,11 +413,12 @@ impl Pods {
         self.waiting.retain(|spec| spec.id != id);
         let Some(pod) = self.find(id).cloned() else { return Ok(Detached::Absent) };
         let error = of(id);
-        for rule in pod.route().rules() {
+        for rule in pod.routed().iter().flat_map(PodRoute::rules) {
             self.netlink.delete_rule(&rule).or_missing().map_err(&error)?;
         }
         if let Some(pod_ns) = pod_ns.filter(|pod_ns| (pod_ns.id().dev, pod_ns.id().ino) == pod.netns) {
             kernel::withdraw(pod_ns, &pod).map_err(&error)?;
+            self.remember_namespace(&pod, pod_ns);
         }
         self.entries.iter_mut().filter(|entry| entry.pod.veth == pod.veth).for_each(|entry| entry.stage = Stage::Leaving);
         Ok(Detached::Gone(Box::new(pod)))
@@ -478,11 +433,15 @@ impl Pods {
     /// taken away stays attached, and is told.
     pub fn sweep_leaving(&mut self) -> Vec<PodError> {
         let leaving: Vec<Attached> = self.entries.iter().filter(|entry| entry.stage == Stage::Leaving).map(|entry| entry.pod.clone()).collect();
-        let names: Vec<&str> = leaving.iter().map(|pod| pod.veth.as_str()).collect();
+        let names: Vec<&str> = leaving.iter().filter(|pod| pod.mode == AttachMode::Veth).map(|pod| pod.veth.as_str()).collect();
         let together = names.len() > 1 && self.netlink.delete_links(&names).is_ok();
         let mut errors = Vec::new();
         for pod in leaving {
-            let gone = if together { Ok(()) } else { self.netlink.delete_link(&pod.veth).or_missing().map_err(of(&pod.id)) };
+            let gone = match pod.mode {
+                AttachMode::Tun => self.remove_tun(&pod),
+                AttachMode::Veth if together => Ok(()),
+                AttachMode::Veth => self.netlink.delete_link(&pod.veth).or_missing().map_err(of(&pod.id)),
+            };
             if let Err(error) = gone.and_then(|()| self.forget(&pod.veth)) {
                 self.entries.iter_mut().filter(|entry| entry.pod.veth == pod.veth).for_each(|entry| entry.stage = Stage::Whole);
                 errors.push(error);

@@ -11,6 +11,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use podgate::config::Overlay;
 use podgate::model::{Announcement, ClusterState, ObjectKey, ObjectName};
 use podgate::source::Source;
 use podgate::source::kubernetes::{Timing, start_with};
@@ -23,6 +24,7 @@ use support::{Cluster, Random, node, policy, service, slice};
 
 const RBAC: &str = include_str!("../../deploy/kubernetes/rbac.yaml");
 const OWN: &str = "node-1";
+const OVERLAY: Overlay = Overlay { port: 4790, vni: 1, direct_return_vni: None };
 
 /// On a paused clock, unless a real server is meant.
 fn run<F: Future>(real: bool, work: F) -> F::Output {
@@ -103,7 +105,7 @@ async fn history(seed: u64, real: bool) -> Result<(), String> {
     let kept = tempfile::tempdir().unwrap();
     let started = timeout(patience, start_in(&kept, &cluster, seed)).await;
     let mut source = started.map_err(|_| format!("nothing was listed within {patience:?}"))?;
-    let announced = Announcement::annotations(&["192.0.2.1".parse().unwrap()], 4790, 1, 1500);
+    let announced = Announcement::annotations(&["192.0.2.1".parse().unwrap()], &OVERLAY, 1500);
     source.announce(announced.clone());
     for _ in 0..random.between(5, 60) {
         match (random.below(20), cluster.server()) {
@@ -137,7 +139,13 @@ async fn history(seed: u64, real: bool) -> Result<(), String> {
     }
     let state = source.state.borrow();
     if let Some(own) = state.nodes().get(OWN) {
-        let wanted = Announcement::Overlay { underlay: vec!["192.0.2.1".parse().unwrap()], port: Some(4790), vni: Some(1), mtu: Some(1500) };
+        let wanted = Announcement::Overlay {
+            underlay: vec!["192.0.2.1".parse().unwrap()],
+            port: Some(4790),
+            vni: Some(1),
+            mtu: Some(1500),
+            direct_return_vni: None,
+        };
         if own.announcement != wanted {
             return Err(format!("its own Node says {:?} and not {announced:?}", own.announcement));
         }
@@ -402,7 +410,11 @@ fn the_rules_that_are_shipped_are_enough_and_none_is_too_much() {
         admin.put(service(1, 0)).await;
         let gateway = Cluster::of(server.clone(), Some("gateway"));
         let mut source = start(&gateway, 1).await;
-        source.announce(Announcement::annotations(&["192.0.2.1".parse().unwrap()], 4790, 1, 1500));
+        source.announce(Announcement::annotations(&["192.0.2.1".parse().unwrap()], &OVERLAY, 1500));
+        source.forwards.send_replace(true);
+        timeout(Duration::from_secs(5), admin.wait_for_condition(OWN, "NetworkUnavailable", "False PodgateIsUp"))
+            .await
+            .expect("it may say that it is up");
         settle(&mut source, &admin, Duration::from_secs(5)).await.unwrap();
         let announced = source.state.wait_for(|state| matches!(state.nodes()[OWN].announcement, Announcement::Overlay { .. }));
         timeout(Duration::from_secs(5), announced).await.expect("it may announce itself").unwrap();
@@ -432,7 +444,7 @@ fn a_gateways_announcement_is_put_back_whenever_it_is_not_what_it_should_be() {
             _ => None,
         };
         let wanted = |mtu| Some((vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()], Some(mtu)));
-        let announced = |mtu| Announcement::annotations(&["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()], 4790, 1, mtu);
+        let announced = |mtu| Announcement::annotations(&["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()], &OVERLAY, mtu);
         let patience = Duration::from_secs(10);
         source.announce(announced(1500));
         timeout(patience, source.state.wait_for(|state| overlay(state) == wanted(1500))).await.expect("it is announced").unwrap();
@@ -448,6 +460,39 @@ fn a_gateways_announcement_is_put_back_whenever_it_is_not_what_it_should_be() {
         cluster.put(node(1, 0)).await;
         timeout(patience, source.state.wait_for(|state| overlay(state) == wanted(9000))).await.expect("it is announced anew").unwrap();
         settle(&mut source, &cluster, patience).await.unwrap();
+    });
+}
+
+#[test]
+fn a_node_that_forwards_has_a_network_and_says_so_again_only_after_a_while() {
+    run(false, async {
+        let (server, cluster, source) = settled(1).await;
+        let soon = Duration::from_secs(10);
+        let ours = || timeout(soon, cluster.wait_for_condition(OWN, "NetworkUnavailable", "False PodgateIsUp"));
+        cluster.set_condition(OWN, "Ready", "True", "KubeletReady").await;
+        cluster.set_condition(OWN, "NetworkUnavailable", "True", "NoRouteCreated").await;
+        assert!(ours().await.is_err(), "it says so before the node is ready");
+        source.forwards.send_replace(true);
+        ours().await.expect("it says so when the node is ready");
+        timeout(soon, cluster.wait_for_condition(OWN, "Ready", "True KubeletReady")).await.expect("others' conditions stay");
+        // Somebody who repeats his word is contradicted once in five minutes.
+        let (start, mut contradictions) = (Instant::now(), 0);
+        while start.elapsed() < Duration::from_secs(3600) {
+            cluster.set_condition(OWN, "NetworkUnavailable", "True", "NoRouteCreated").await;
+            sleep(Duration::from_millis(9_700)).await;
+            let status = &server.objects("nodes")[0]["status"]["conditions"];
+            contradictions += status.as_array().into_iter().flatten().filter(|condition| condition["reason"] == "PodgateIsUp").count();
+        }
+        assert!((10..=12).contains(&contradictions), "{contradictions} in an hour");
+        // His word that there is a network is as good.
+        cluster.set_condition(OWN, "NetworkUnavailable", "False", "RouteCreated").await;
+        sleep(Duration::from_secs(600)).await;
+        timeout(soon, cluster.wait_for_condition(OWN, "NetworkUnavailable", "False RouteCreated")).await.expect("it is left alone");
+        // Another Node of the name knows nothing yet.
+        cluster.delete("nodes", "", OWN).await;
+        sleep(soon).await;
+        cluster.put(node(1, 0)).await;
+        ours().await.expect("a Node that is made anew is told");
     });
 }
 

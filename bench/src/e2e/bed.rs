@@ -47,7 +47,7 @@ impl Bed {
         let mut bed = Bed { clusters: BTreeMap::new(), peers: BTreeMap::new(), unbuilt: Vec::new() };
         for subject in subjects {
             let cluster = match subject {
-                Subject::Podgate | Subject::PodgateSegmented | Subject::PodgateCard => plan.nodes(*subject),
+                Subject::Podgate | Subject::PodgateTun | Subject::PodgateSegmented | Subject::PodgateCard => plan.nodes(*subject),
                 Subject::PodgateServices(count) => services::cluster(plan, *count),
                 _ => continue,
             };
@@ -151,7 +151,8 @@ impl Bed {
 impl Plan<'_> {
     /// Two nodes with Podgate, two pods on each.
     fn nodes(self, subject: Subject) -> anyhow::Result<Lab> {
-        let settings = NodeSettings { workers: Some(self.workers), ..NodeSettings::default() };
+        let attach = subject.attach().to_owned();
+        let settings = NodeSettings { workers: Some(self.workers), attach, ..NodeSettings::default() };
         let lab = Lab::builder(self.sandbox, self.binary).named(&subject.name()).settings(settings).build(&|_| {})?;
         subject.uplink().set_up(&lab)?;
         Ok(lab)
@@ -162,6 +163,7 @@ impl Plan<'_> {
         match subject {
             Subject::Bridge => peer::bridge(mtu),
             Subject::Reflector => peer::reflector(mtu),
+            Subject::TunRs => peer::tun_rs(mtu),
             Subject::Vxlan | Subject::VxlanSegmented | Subject::VxlanCard => peer::vxlan(sandbox, binary, subject, mtu),
             Subject::Underlay => peer::underlay(sandbox, binary),
             Subject::WireguardGo => peer::wireguard(sandbox, binary),

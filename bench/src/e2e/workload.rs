@@ -98,7 +98,8 @@ const OPEN_RATE: f64 = 500.0;
 pub fn all(scale: Scale) -> Vec<Workload> {
     use Place::{BetweenNodes, SameNode};
     use Subject::*;
-    let one_node = [Podgate, Bridge, Reflector];
+    let one_node = [Podgate, Bridge, Reflector, PodgateTun];
+    let streams = [&one_node[..], &[TunRs]].concat();
     let tunnels = [Podgate, Vxlan, VxlanSegmented, PodgateSegmented, VxlanCard, PodgateCard];
     let small = |flows| Shape { payload: SMALL, flows, form: Form::Single };
     let large = |form| Shape { payload: LARGE, flows: 1, form };
@@ -111,17 +112,17 @@ pub fn all(scale: Scale) -> Vec<Workload> {
     let flows: Vec<Subject> = [10_000, 1, 100, 1_000, 100_000, 1_000_000].into_iter().filter(|flows| *flows <= scale.flows_max).map(Flows).collect();
     let workload = |name, place, load, subjects: &[Subject]| Workload { name, place, load, subjects: subjects.to_vec() };
     vec![
-        workload("stream-same-node", SameNode, Load::Stream(1), &one_node),
-        workload("stream-same-node-4", SameNode, Load::Stream(4), &one_node),
-        workload("stream-same-node-64", SameNode, Load::Stream(64), &one_node),
-        workload("stream-iperf3", SameNode, Load::Iperf, &[Podgate, Bridge]),
-        workload("stream-between-nodes", BetweenNodes, Load::Stream(1), &[&tunnels[..], &[WireguardGo, Nebula]].concat()),
+        workload("stream-same-node", SameNode, Load::Stream(1), &streams),
+        workload("stream-same-node-4", SameNode, Load::Stream(4), &streams),
+        workload("stream-same-node-64", SameNode, Load::Stream(64), &streams),
+        workload("stream-iperf3", SameNode, Load::Iperf, &[Podgate, Bridge, PodgateTun]),
+        workload("stream-between-nodes", BetweenNodes, Load::Stream(1), &[&tunnels[..], &[WireguardGo, Nebula, PodgateTun]].concat()),
         workload("stream-between-nodes-4", BetweenNodes, Load::Stream(4), &[&tunnels[..], &[WireguardGo, Nebula]].concat()),
         workload("stream-between-nodes-64", BetweenNodes, Load::Stream(64), &tunnels[..3]),
         workload("rr-1", SameNode, Load::Rr(1, Pace::AtOnce(1)), &one_node),
         workload("rr-32", SameNode, Load::Rr(32, Pace::AtOnce(32)), &one_node),
         workload("rr-32-paced", SameNode, Load::Rr(32, Pace::Rate(RR_RATE)), &one_node),
-        workload("rr-between-nodes-1", BetweenNodes, Load::Rr(1, Pace::AtOnce(1)), &[Podgate, Vxlan, WireguardGo, Nebula]),
+        workload("rr-between-nodes-1", BetweenNodes, Load::Rr(1, Pace::AtOnce(1)), &[Podgate, Vxlan, WireguardGo, Nebula, PodgateTun]),
         workload("rr-between-nodes-32", BetweenNodes, Load::Rr(32, Pace::AtOnce(32)), &[Podgate, Vxlan, WireguardGo, Nebula]),
         workload("udp-64-one-flow", SameNode, Load::Datagrams(small(1)), &one_node),
         workload("udp-64-many-flows", SameNode, Load::Datagrams(small(64)), &one_node),

@@ -1,7 +1,7 @@
 //! What an ADD asks of the daemon for what its configuration says, and chains.
 
 use podgate_cni::Request;
-use podgate_cni::protocol::{Addresses, AttachRequest, Bandwidth, PortMapping};
+use podgate_cni::protocol::{Addresses, AttachMode, AttachRequest, Bandwidth, PortMapping};
 use podgate_cni::result::Route;
 use serde_json::{Value, json};
 
@@ -29,6 +29,22 @@ fn without_settings_everything_is_the_daemons_choice() {
         let plain =
             AttachRequest { attachment: crate::table::c1(), attempt: request.attempt, netns: "/proc/self/ns/net".into(), ..AttachRequest::default() };
         assert_eq!(request, plain);
+    }
+}
+
+#[test]
+fn a_pod_says_how_it_is_attached_by_its_annotation_and_a_network_by_its_configuration() {
+    let annotated = |mode: &str| json!({"io.kubernetes.cri.pod-annotations": {"podgate.io/attach": mode, "other": "x"}});
+    for (config, mode) in [
+        (json!({"attach": "tun"}), Some(AttachMode::Tun)),
+        (json!({"attach": "veth"}), Some(AttachMode::Veth)),
+        (json!({"attach": ""}), None),
+        (json!({"runtimeConfig": annotated("tun")}), Some(AttachMode::Tun)),
+        (json!({"attach": "tun", "runtimeConfig": annotated("veth")}), Some(AttachMode::Veth)),
+        (json!({"attach": "tun", "runtimeConfig": annotated("")}), Some(AttachMode::Tun)),
+        (json!({"runtimeConfig": {"io.kubernetes.cri.pod-annotations": null}}), None),
+    ] {
+        assert_eq!(asked(config.clone(), "").mode, mode, "{config}");
     }
 }
 
@@ -85,6 +101,7 @@ fn every_setting_arrives() {
         ],
         port_mappings: vec![port(8080, 80, "tcp", Some("192.0.2.7")), port(53, 5353, "udp", None), port(83, 83, "tcp", None)],
         bandwidth: Some(Bandwidth { ingress_rate: 1_000_000, ingress_burst: 2_147_483_647, ..Bandwidth::default() }),
+        mode: None,
     };
     assert_eq!(request, expected);
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use clap::Args;
-use podgate_cni::protocol::{Addresses, AttachRequest, Bandwidth, PortMapping};
+use podgate_cni::protocol::{Addresses, AttachMode, AttachRequest, Bandwidth, PortMapping};
 use podgate_cni::result::Attached;
 use podgate_cni::{Attachment, CallError, Client, Request};
 use serde_json::Value;
@@ -56,12 +56,19 @@ pub struct AttachOptions {
     /// The interface's Ethernet address
     #[arg(long, value_name = "MAC")]
     pub mac: Option<String>,
+    /// By a veth, or by a TUN inside the namespace [default: what podgate.yaml says]
+    #[arg(long, value_name = "veth|tun", value_parser = mode)]
+    pub mode: Option<AttachMode>,
 }
 
 /// Linux `dev_valid_name`.
 fn interface_name(text: &str) -> Result<String, String> {
     crate::config::check_device_name(text).map_err(|()| "an interface's name has 1 to 15 characters without `/`, `:` and blanks".to_owned())?;
     Ok(text.to_owned())
+}
+
+fn mode(text: &str) -> Result<AttachMode, String> {
+    AttachMode::of(text).ok_or_else(|| "not a mode; write veth or tun".to_owned())
 }
 
 /// `8080:80`, `192.0.2.1:5353:53/udp`, `[2001:db8::1]:8080:80`.
@@ -102,6 +109,7 @@ impl AttachOptions {
             masquerade: self.no_masquerade.then_some(false),
             mtu: self.mtu,
             mac: self.mac.clone(),
+            mode: self.mode,
             port_mappings: self.publish.clone(),
             bandwidth: (bandwidth != Bandwidth::default()).then_some(bandwidth),
             ..AttachRequest::default()

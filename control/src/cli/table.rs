@@ -70,6 +70,7 @@ fn columns(table: &str) -> &'static [Column] {
             Column("MTU", "mtu", Always),
             Column("POD-CIDRS", "podCIDRs", Always),
             Column("ADDRESSES", "addresses", Wide),
+            Column("DIRECT-RETURN", "directReturn", Wide),
         ],
         "ipam" => &[
             Column("ADDRESS", "address", Always),
@@ -79,6 +80,7 @@ fn columns(table: &str) -> &'static [Column] {
             Column("PLUGIN", "plugin", Always),
             Column("SANDBOX", "sandbox", Always),
             Column("POOL", "pool", Wide),
+            Column("MODE", "mode", Wide),
         ],
         "pools" => &[
             Column("POOL", "pool", Always),

@@ -11,7 +11,7 @@ use podgate_core::encap::overhead;
 use podgate_core::fib::{Pod, PodTable, PrefixMap, bounds, within};
 use podgate_core::flow::Timeouts;
 use podgate_core::service::Place;
-use podgate_core::snapshot::{Masquerade, NodeTables, OutsideToPods, Peer};
+use podgate_core::snapshot::{DirectReturn, Masquerade, NodeTables, OutsideToPods, Peer};
 
 use super::Warning;
 use crate::config::{Config, NodePortAddresses, SourceConfig};
@@ -90,6 +90,8 @@ pub struct Settings {
     pub overlay_port: u16,
     /// VNI of the overlay.
     pub overlay_vni: u32,
+    /// VNI of direct return, if this node takes part in it.
+    pub direct_return_vni: Option<u32>,
     /// Whether outside may open connections to pods.
     pub outside_to_pods: OutsideToPods,
     /// Port of the health endpoint: what the gateway's service of its own leads to.
@@ -120,13 +122,14 @@ impl From<&Config> for Settings {
             external_ips: config.external_ips.clone(),
             overlay_port: config.overlay.port,
             overlay_vni: config.overlay.vni,
+            direct_return_vni: config.overlay.direct_return_vni,
             outside_to_pods: config.outside_to_pods,
             health_port: config.health.port(),
             announcements: match config.source {
                 SourceConfig::Directory(_) => Announcements::Optional,
                 SourceConfig::Kubernetes { .. } | SourceConfig::Etcd(_) => Announcements::Required,
             },
-            timeouts: Timeouts::default(),
+            timeouts: config.flows.timeouts,
         }
     }
 }
@@ -212,6 +215,7 @@ pub(super) fn nodes(state: &ClusterState, local: &LocalNode) -> Nodes {
         snat_ports: SNAT_PORTS,
         overlay_port: settings.overlay_port,
         overlay_vni: settings.overlay_vni,
+        direct_return: settings.direct_return_vni.map(|vni| DirectReturn { vni, addresses: known_to_peers(own.map(|n| &**n), local) }),
         outside_mtu: local.outside_mtu,
         outside_to_pods: settings.outside_to_pods,
         timeouts: settings.timeouts,
@@ -235,7 +239,8 @@ pub(super) fn nodes(state: &ClusterState, local: &LocalNode) -> Nodes {
         routes.extend(own_prefixes().map(|prefix| (prefix, index)));
         let extra = node.underlay().iter().filter(|ip| !claims.taken_by_other(node, **ip)).map(|ip| IpNetwork::from(*ip));
         let prefixes = PrefixMap::new(own_prefixes().chain(extra).map(|prefix| (prefix, ())));
-        peers.push(Peer { name: node.name.clone(), underlay: link.underlay, port: link.port, mtu: link.mtu, prefixes: Arc::new(prefixes) });
+        let Link { underlay, port, mtu, direct_return } = link;
+        peers.push(Peer { name: node.name.clone(), underlay, port, mtu, prefixes: Arc::new(prefixes), direct_return });
     }
     drop_shared_underlays(&mut by_underlay, &peers, &addresses, &mut warnings);
     places.extend(node_pod_cidrs.iter().map(|c| (*c, Place::LocalPod)));
@@ -292,6 +297,12 @@ fn node_port_addresses(settings: &Settings, local: &LocalNode, addresses: &[Addr
     };
     chosen.sort_unstable();
     chosen
+}
+
+/// The addresses of this machine by which peers know this node.
+fn known_to_peers(own: Option<&Node>, local: &LocalNode) -> Vec<Addr> {
+    let announced = own.into_iter().flat_map(|node| &node.addresses).filter(|ip| local.addresses.contains(ip));
+    announced.chain(&local.underlay).map(|ip| Addr::from(*ip)).collect()
 }
 
 /// Which node has which range and address already: of two nodes that claim one, the first by name has it, and this node before all.
@@ -353,18 +364,19 @@ struct Link {
     underlay: IpAddr,
     port: u16,
     mtu: u32,
+    direct_return: bool,
 }
 
 /// How `node`'s gateway is reached, or `None` if it has none and so is outside.
 fn link(node: &Node, local: &LocalNode, warnings: &mut Vec<Warning>) -> Option<Link> {
     let settings = &local.settings;
-    let (port, vni, mtu) = match &node.announcement {
+    let (port, vni, mtu, direct_return_vni) = match &node.announcement {
         Announcement::None => return None,
         Announcement::Silent => {
             let peer = settings.announcements == Announcements::Optional && !node.pod_cidrs.is_empty() && !node.addresses.is_empty();
-            peer.then_some((None, None, None))?
+            peer.then_some((None, None, None, settings.direct_return_vni))?
         }
-        Announcement::Overlay { port, vni, mtu, .. } => (*port, *vni, *mtu),
+        Announcement::Overlay { port, vni, mtu, direct_return_vni, .. } => (*port, *vni, *mtu, *direct_return_vni),
     };
     let about = || format!("Node {}", node.name);
     if let Some(vni) = vni.filter(|v| *v != settings.overlay_vni) {
@@ -384,7 +396,9 @@ fn link(node: &Node, local: &LocalNode, warnings: &mut Vec<Warning>) -> Option<L
     }
     let path = local.underlay_mtu.min(mtu.unwrap_or(u32::MAX)).min(local.path_mtus.get(&underlay).copied().unwrap_or(u32::MAX));
     // Not above what its pods' interfaces take: a packet that had to be cut there could be no IPv6 packet.
-    Some(Link { underlay, port: port.unwrap_or(settings.overlay_port), mtu: pod_mtu(node.underlay(), path) })
+    let mtu = pod_mtu(node.underlay(), path);
+    let direct_return = settings.direct_return_vni.is_some() && direct_return_vni == settings.direct_return_vni;
+    Some(Link { underlay, port: port.unwrap_or(settings.overlay_port), mtu, direct_return })
 }
 
 /// Sorts, and of several peers (or this node and a peer) with one underlay address keeps the first.

@@ -1,7 +1,7 @@
 //! One service: its frontends and the service ports behind them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -46,6 +46,14 @@ impl Family {
 
     pub fn holds(self, ip: IpAddr) -> bool {
         ip.is_ipv4() == (self == Family::V4)
+    }
+
+    /// An address of it that is nobody's.
+    fn nobody(self) -> IpAddr {
+        match self {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
     }
 }
 
@@ -120,6 +128,10 @@ pub(super) fn compile_service(
             vips.faces(family).for_each(|(ip, face)| add(ip.into(), port.port, face));
             if let Some(node_port) = port.node_port.filter(|p| local.settings.node_ports.contains(p)) {
                 at.node_port_addresses.iter().filter(|a| family.holds(a.ip())).for_each(|a| add(*a, node_port, Face::NodePort));
+                if local.settings.direct_return_vni.is_some() && service.external_policy == TrafficPolicy::Cluster {
+                    let key = FrontendKey::at_a_peer(family.nobody().into(), node_port, port.protocol.number());
+                    add(key.addr, node_port, Face::PeersNodePort);
+                }
             }
             if faces.is_empty() {
                 continue;

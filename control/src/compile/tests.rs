@@ -31,6 +31,7 @@ fn settings() -> Settings {
         external_ips: vec!["203.0.113.0/24".parse().unwrap(), "10.96.5.0/24".parse().unwrap()],
         overlay_port: 4790,
         overlay_vni: 1,
+        direct_return_vni: None,
         outside_to_pods: OutsideToPods::Allow,
         health_port: 10256,
         announcements: Announcements::Optional,

@@ -111,6 +111,8 @@ pub struct PeerView {
     pub pod_cidrs: Vec<String>,
     /// Its node addresses.
     pub addresses: Vec<String>,
+    /// Whether its pods answer clients outside directly, whose connections this node hands on.
+    pub direct_return: bool,
 }
 
 /// What a load balancer's health check of a service asks for (`healthCheckNodePort`).
@@ -194,6 +196,7 @@ impl Compiled {
                 mtu: peer.mtu,
                 pod_cidrs: node.iter().flat_map(|n| &n.pod_cidrs).filter(|c| has(c.ip())).map(ToString::to_string).collect(),
                 addresses: node.iter().flat_map(|n| &n.addresses).filter(|ip| has(**ip)).map(ToString::to_string).collect(),
+                direct_return: peer.direct_return,
             }
         };
         self.snapshot.peers.iter().map(view).collect()
@@ -221,7 +224,12 @@ fn service_view(port: &CompiledPort, health_check_node_port: Option<u16>) -> Ser
     ServiceView {
         service: service.name.to_string(),
         protocol: port.protocol,
-        frontends: port.faces.iter().map(|(key, f)| FrontendView { face: f.name(), address: address(key) }).collect(),
+        frontends: port
+            .faces
+            .iter()
+            .filter(|(_, face)| *face != Face::PeersNodePort)
+            .map(|(key, f)| FrontendView { face: f.name(), address: address(key) })
+            .collect(),
         internal_traffic_policy: policy(service.internal_policy),
         external_traffic_policy: policy(service.external_policy),
         session_affinity_seconds: service.affinity.map(|a| a.as_secs()),

@@ -51,11 +51,12 @@ pub(super) struct RawUnderlay {
     pub interface: Option<String>,
 }
 
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct RawOverlay {
     pub port: Option<u16>,
     pub vni: Option<u32>,
+    pub direct_return_vni: Option<u32>,
 }
 
 #[derive(serde::Deserialize)]
@@ -120,11 +121,12 @@ pub(super) enum RawOutsideToPods {
 }
 
 #[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct RawWorkers {
     pub count: Option<u16>,
     #[serde(default)]
     pub cpus: Vec<u16>,
+    pub spin_microseconds: Option<u32>,
 }
 
 #[derive(serde::Deserialize)]
@@ -138,6 +140,20 @@ pub(super) struct RawDevices {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawFlows {
     pub capacity: Option<u32>,
+    pub timeouts: Option<RawTimeouts>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct RawTimeouts {
+    pub tcp_opening: Option<Seconds>,
+    pub tcp_established: Option<Seconds>,
+    pub tcp_closing: Option<Seconds>,
+    pub tcp_reset: Option<Seconds>,
+    pub udp_unreplied: Option<Seconds>,
+    pub udp_replied: Option<Seconds>,
+    pub icmp: Option<Seconds>,
+    pub other: Option<Seconds>,
 }
 
 #[derive(serde::Deserialize)]

@@ -66,7 +66,7 @@ outsideToPods: drop
 ";
     let config = parse(text).unwrap();
     assert_eq!(config.underlay, Underlay::Addresses(vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]));
-    assert_eq!((config.attach, config.outside_to_pods), (Attach::Tun, OutsideToPods::Drop));
+    assert_eq!((config.attach, config.outside_to_pods), (podgate_cni::protocol::AttachMode::Tun, OutsideToPods::Drop));
     assert_eq!(config.masquerade, None);
     assert_eq!(config.workers, Some(Workers { count: 1, cpus: vec![1] }));
     assert_eq!(config.node_port_addresses, NodePortAddresses::Within(vec!["192.0.2.0/24".parse().unwrap()]));
@@ -78,7 +78,7 @@ outsideToPods: drop
 fn an_unknown_key_is_refused_with_its_place_and_near_matches() {
     assert_eq!(error("podCidrs: [10.0.0.0/8]"), "podgate.yaml:3:1: unknown key `podCidrs`; did you mean `podCIDRs`?");
     assert_eq!(error("overlay: {port: 4790, vnl: 1}"), "podgate.yaml:3:23: unknown key `vnl`; did you mean `vni`?");
-    assert_eq!(error("flows: {size: 1}"), "podgate.yaml:3:9: unknown key `size`; the keys here are `capacity`");
+    assert_eq!(error("flows: {size: 1}"), "podgate.yaml:3:9: unknown key `size`; the keys here are `capacity`, `timeouts`");
     assert_eq!(error("masquerade: {port: [61000-65534]}"), "podgate.yaml:3:14: unknown key `port`; did you mean `ports`?");
 }
 
@@ -155,15 +155,27 @@ fn impossible_single_values_are_refused() {
         "podgate.yaml: overlay.vni: 16777216 does not fit 24 bits; write a number up to 16777215, the same on every node"
     );
     assert_eq!(
+        error("overlay: {vni: 7, directReturnVni: 7}"),
+        "podgate.yaml: overlay.directReturnVni: 7 is overlay.vni as well; write another number, the same on every node"
+    );
+    assert!(error("overlay: {directReturnVni: 16777216}").contains("overlay.directReturnVni: 16777216 does not fit 24 bits"));
+    assert_eq!(
         error("devices: {pods: a-name-of-16-chr}"),
         "podgate.yaml: devices.pods: `a-name-of-16-chr` cannot be an interface's name; write 1 to 15 characters without `/`, `:` and blanks"
     );
     assert!(error("devices: {pods: podgate}").contains("pods and host are both `podgate`"));
     assert!(error("node: Node_1").contains("`Node_1` cannot be a node's name"));
     assert!(error("runtimeDir: run").contains("`run` is a relative path"));
+    assert!(error("workers: {spinMicroseconds: 1001}").contains("1001 is more than 1000"));
     assert!(error("workers: {count: 0}").contains("0 is not between 1 and 256"));
     assert!(error("workers: {count: 3, cpus: [1, 2]}").contains("count is 3 but cpus lists 2"));
     assert!(error("workers: {cpus: [1, 1]}").contains("CPU 1 is listed twice"));
+    let timeouts = parse(&format!("{OK}flows: {{timeouts: {{tcpEstablished: 24h, udpReplied: 180s}}}}\n")).unwrap().flows.timeouts;
+    assert_eq!((timeouts.tcp_established.as_secs(), timeouts.udp_replied.as_secs(), timeouts.udp_unreplied.as_secs()), (86_400, 180, 30));
+    assert_eq!(
+        error("flows: {timeouts: {udpReplied: 0}}"),
+        "podgate.yaml: flows.timeouts.udpReplied: 0s is not between 2s and 720h; write one in between, or leave the key out"
+    );
     assert!(error("flows: {capacity: 10}").contains("10 is not between 1024 and 16777216"));
     assert!(error("podCIDRs: []").contains("podCIDRs: is an empty list"));
 }

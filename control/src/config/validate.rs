@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use podgate_cni::protocol::AttachMode;
 use podgate_core::fib::bounds;
+use podgate_core::flow::Timeouts;
 use podgate_core::snapshot::OutsideToPods;
 
 use super::raw::{
-    PortRange, Raw, RawAttach, RawDevices, RawEtcd, RawMasquerade, RawNodePortAddresses, RawOutsideToPods, RawSource, RawUnderlay, RawWorkers,
+    PortRange, Raw, RawAttach, RawDevices, RawEtcd, RawFlows, RawMasquerade, RawNodePortAddresses, RawOutsideToPods, RawOverlay, RawSource,
+    RawTimeouts, RawUnderlay, RawWorkers, Seconds,
 };
 use super::{
-    Attach, Config, ConfigError, Devices, EtcdConfig, Flows, HostFacts, NodePortAddresses, Overlay, SourceConfig, Underlay, Workers, addresses,
-    publish,
+    Config, ConfigError, Devices, EtcdConfig, Flows, HostFacts, NodePortAddresses, Overlay, SourceConfig, Underlay, Workers, addresses, publish,
 };
 
 /// Builds errors about one file.
@@ -53,7 +55,7 @@ pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config
         ipam: addresses::settings(&check, raw.ipam, &pod_cidrs)?,
         node: node(&check, raw.node, host)?,
         underlay: underlay(&check, raw.underlay)?,
-        overlay: overlay(&check, raw.overlay.as_ref().and_then(|o| o.port), raw.overlay.as_ref().and_then(|o| o.vni))?,
+        overlay: overlay(&check, raw.overlay)?,
         pod_cidrs,
         service_cidrs: ranges(&check, "serviceCIDRs", raw.service_cidrs, "10.96.0.0/16")?,
         node_ports: raw.node_ports.map_or(NODE_PORTS, |p| p.0),
@@ -68,17 +70,18 @@ pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config
         source: source(&check, raw.source)?,
         runtime_dir: absolute(&check, "runtimeDir", raw.runtime_dir.unwrap_or_else(|| "/run/podgate".into()))?,
         state_dir: absolute(&check, "stateDir", raw.state_dir.unwrap_or_else(|| "/var/lib/podgate".into()))?,
-        attach: raw.attach.map_or(Attach::Veth, |a| match a {
-            RawAttach::Veth => Attach::Veth,
-            RawAttach::Tun => Attach::Tun,
+        attach: raw.attach.map_or(AttachMode::Veth, |a| match a {
+            RawAttach::Veth => AttachMode::Veth,
+            RawAttach::Tun => AttachMode::Tun,
         }),
+        spin: spin(&check, raw.workers.as_ref().and_then(|workers| workers.spin_microseconds))?,
         workers: workers(&check, raw.workers)?,
         outside_to_pods: raw.outside_to_pods.map_or(OutsideToPods::Allow, |o| match o {
             RawOutsideToPods::Allow => OutsideToPods::Allow,
             RawOutsideToPods::Drop => OutsideToPods::Drop,
         }),
         devices: devices(&check, raw.devices)?,
-        flows: flows(&check, raw.flows.and_then(|f| f.capacity))?,
+        flows: flows(&check, raw.flows)?,
         dhcp_servers: raw.dhcp.map(|dhcp| dhcp.servers).unwrap_or_default(),
         publish: Vec::new(),
     };
@@ -125,16 +128,22 @@ fn underlay(check: &Check<'_>, given: Option<RawUnderlay>) -> Result<Underlay, C
     }
 }
 
-fn overlay(check: &Check<'_>, port: Option<u16>, vni: Option<u32>) -> Result<Overlay, ConfigError> {
+fn overlay(check: &Check<'_>, raw: Option<RawOverlay>) -> Result<Overlay, ConfigError> {
+    let RawOverlay { port, vni, direct_return_vni } = raw.unwrap_or_default();
     // IANA: vxlan-gpe is 4790.
     let (port, vni) = (port.unwrap_or(4790), vni.unwrap_or(1));
     if port == 0 {
         return check.fail("overlay.port", "0 is not a port", "write one from 1 to 65535; 4790 is VXLAN-GPE's own");
     }
-    if vni >= 1 << 24 {
-        return check.fail("overlay.vni", format!("{vni} does not fit 24 bits"), "write a number up to 16777215, the same on every node");
+    for (key, vni) in [("overlay.vni", Some(vni)), ("overlay.directReturnVni", direct_return_vni)] {
+        if let Some(vni) = vni.filter(|vni| *vni >= 1 << 24) {
+            return check.fail(key, format!("{vni} does not fit 24 bits"), "write a number up to 16777215, the same on every node");
+        }
     }
-    Ok(Overlay { port, vni })
+    if direct_return_vni == Some(vni) {
+        return check.fail("overlay.directReturnVni", format!("{vni} is overlay.vni as well"), "write another number, the same on every node");
+    }
+    Ok(Overlay { port, vni, direct_return_vni })
 }
 
 /// The range without host bits, so that equal ones compare equal.
@@ -264,6 +273,14 @@ fn workers(check: &Check<'_>, given: Option<RawWorkers>) -> Result<Option<Worker
     Ok(Some(Workers { count, cpus: given.cpus }))
 }
 
+fn spin(check: &Check<'_>, microseconds: Option<u32>) -> Result<Option<Duration>, ConfigError> {
+    // A millisecond is longer than any worker takes to be woken.
+    if let Some(microseconds) = microseconds.filter(|microseconds| *microseconds > 1000) {
+        return check.fail("workers.spinMicroseconds", format!("{microseconds} is more than 1000"), "50 is plenty; 0 switches it off");
+    }
+    Ok(microseconds.map(|microseconds| Duration::from_micros(microseconds.into())))
+}
+
 fn devices(check: &Check<'_>, given: Option<RawDevices>) -> Result<Devices, ConfigError> {
     let (pods, host) = given.map_or((None, None), |d| (d.pods, d.host));
     let devices = Devices { pods: pods.unwrap_or_else(|| "pods".into()), host: host.unwrap_or_else(|| "podgate".into()) };
@@ -289,13 +306,43 @@ fn device_name(check: &Check<'_>, key: &str, name: &str) -> Result<(), ConfigErr
     Ok(())
 }
 
-fn flows(check: &Check<'_>, capacity: Option<u32>) -> Result<Flows, ConfigError> {
+fn flows(check: &Check<'_>, raw: Option<RawFlows>) -> Result<Flows, ConfigError> {
+    let (capacity, timeouts) = raw.map_or((None, None), |raw| (raw.capacity, raw.timeouts));
     let capacity = capacity.unwrap_or(262_144);
     // A record takes 128 bytes and its part of the index some more: the upper end is about 3 GiB of locked memory.
     if !(1024..=16_777_216).contains(&capacity) {
         return check.fail("flows.capacity", format!("{capacity} is not between 1024 and 16777216"), "262144 serves most nodes");
     }
-    Ok(Flows { capacity })
+    Ok(Flows { capacity, timeouts: timeouts.map_or_else(|| Ok(Timeouts::default()), |raw| self::timeouts(check, &raw))? })
+}
+
+/// A month, in seconds: nobody waits longer for somebody who is silent.
+const TIMEOUT_S_MAX: u64 = 30 * 24 * 3600;
+
+fn timeouts(check: &Check<'_>, raw: &RawTimeouts) -> Result<Timeouts, ConfigError> {
+    let mut timeouts = Timeouts::default();
+    for (key, given, timeout) in [
+        ("tcpOpening", raw.tcp_opening, &mut timeouts.tcp_opening),
+        ("tcpEstablished", raw.tcp_established, &mut timeouts.tcp_established),
+        ("tcpClosing", raw.tcp_closing, &mut timeouts.tcp_closing),
+        ("tcpReset", raw.tcp_reset, &mut timeouts.tcp_reset),
+        ("udpUnreplied", raw.udp_unreplied, &mut timeouts.udp_unreplied),
+        ("udpReplied", raw.udp_replied, &mut timeouts.udp_replied),
+        ("icmp", raw.icmp, &mut timeouts.icmp),
+        ("other", raw.other, &mut timeouts.other),
+    ] {
+        let Some(Seconds(seconds)) = given else { continue };
+        // The time of the last packet is kept to the second.
+        if !(2..=TIMEOUT_S_MAX).contains(&seconds) {
+            return check.fail(
+                &format!("flows.timeouts.{key}"),
+                format!("{seconds}s is not between 2s and 720h"),
+                "write one in between, or leave the key out",
+            );
+        }
+        *timeout = Duration::from_secs(seconds);
+    }
+    Ok(timeouts)
 }
 
 fn ranges_are_apart(check: &Check<'_>, config: &Config) -> Result<(), ConfigError> {

@@ -85,7 +85,10 @@ impl Daemon {
             "backends" => views::backends(&self.inner.borrow().compiled),
             "flows" => views::flows(dataplane.flows(), clock::Instant::read().now(), &dataplane.snapshot()),
             "peers" => views::peers(&self.inner.borrow().compiled),
-            "ipam" => views::ipam(&self.inner.borrow().ipam),
+            "ipam" => {
+                let inner = self.inner.borrow();
+                views::ipam(&inner.ipam, &inner.pods)
+            }
             "workers" => views::workers(&dataplane),
             "drops" => views::drops(&dataplane, guard_drops::read(&self.devices.gateway_netns).unwrap_or_default()),
             "routes" => views::routes(&dataplane.snapshot()),
@@ -144,12 +147,14 @@ impl Daemon {
             "generation": snapshot.generation.0,
             "pending": self.pending(&inner),
             "workers": workers.len(),
+            "spinMicroseconds": super::machine::spin(&self.config).as_micros() as u64,
             "source": {
                 "kind": inner.source_status.kind,
                 "connected": inner.source_status.connected,
                 "errors": inner.source_status.errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
             },
-            "attachMode": "veth",
+            "attachMode": self.config.attach,
+            "podsInTunMode": inner.pods.list().filter(|pod| pod.tun().is_some()).count(),
             "offloads": {
                 "tso": features.tso.on, "uso": features.uso.on, "udpSegment": features.udp_gso.on, "udpGro": features.udp_gro.on,
             },

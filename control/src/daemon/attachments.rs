@@ -7,11 +7,12 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use ipnetwork::IpNetwork;
-use podgate_cni::protocol::{Addresses, AttachRequest, Given};
+use podgate_cni::protocol::{Addresses, AttachMode, AttachRequest, Given};
 use podgate_cni::result::{self, Interface, Ip, Route};
 use podgate_cni::{Attachment, Response};
 use podgate_core::addr::Addr;
 use podgate_runtime::netns::{Netns, NetnsError};
+use podgate_runtime::pod_tun::PODS_PER_WORKER_MAX;
 use serde_json::{Value, json};
 
 use super::Daemon;
@@ -80,7 +81,7 @@ impl Daemon {
                 }
             },
             Ok(attached) => {
-                tracing::info!(pod = %attached.name, addresses = ?attached.addresses, veth = %attached.veth, "attached");
+                tracing::info!(pod = %attached.name, addresses = ?attached.addresses, mode = attached.mode.name(), by = %attached.veth, "attached");
                 Ok(self.result(attachment, &attached))
             }
             Err(e) => {
@@ -113,7 +114,7 @@ impl Daemon {
             Ok(attached) => {
                 self.route();
                 self.refresh().await;
-                tracing::info!(pod = %attached.name, addresses = ?attached.addresses, veth = %attached.veth, "attached");
+                tracing::info!(pod = %attached.name, addresses = ?attached.addresses, mode = attached.mode.name(), by = %attached.veth, "attached");
                 Ok(self.result(attachment, &attached))
             }
             Err(e) => {
@@ -156,7 +157,10 @@ impl Daemon {
         self.refresh().await;
         self.leaving.set(self.leaving.get() - 1);
         if self.inner.borrow().pods.list().any(|other| other.veth == pod.veth) {
-            return Err(PodError::Broken { id: id.to_owned(), what: format!("its veth {} could not be taken away; the log says why", pod.veth) });
+            return Err(PodError::Broken {
+                id: id.to_owned(),
+                what: format!("its interface ({}) could not be taken away; the log says why", pod.veth),
+            });
         }
         // Another ADD may have come for it meanwhile (this DEL's shim was killed, and the next one found nothing): the addresses are its.
         if self.inner.borrow().pods.find(id).is_none() {
@@ -242,6 +246,19 @@ impl Daemon {
         if let Some(mac) = mac.filter(|mac| mac.0[0] & 1 != 0 || mac.0 == [0; 6]) {
             return Err(invalid(format!("mac {mac} is nobody's: write one of a single station, as in 02:00:00:00:00:01")));
         }
+        let mode = request.mode.unwrap_or(self.config.attach);
+        if mode == AttachMode::Tun && mac.is_some() {
+            return Err(invalid("mac: an interface in mode tun has no Ethernet address; leave it out, or attach with mode veth".into()));
+        }
+        let room = self.cpus.len() * PODS_PER_WORKER_MAX;
+        if mode == AttachMode::Tun && inner.pods.list().filter(|pod| pod.mode == AttachMode::Tun).count() >= room {
+            let message =
+                format!("{room} pods in mode tun are as many as this node's workers read; attach with mode veth, or configure more workers");
+            return Err(error(FAILED, message));
+        }
+        if mode == AttachMode::Tun && request.addresses == Addresses::Later {
+            return Err(invalid("ipam dhcp needs an interface that broadcasts, which one in mode tun does not; attach with mode veth".into()));
+        }
         if request.masquerade == Some(true) && self.config.masquerade.is_none() {
             return Err(invalid("ipMasq: true, but `masquerade: false` in this node's podgate.yaml switches it off".into()));
         }
@@ -265,7 +282,8 @@ impl Daemon {
             name: request.attachment.name.clone().unwrap_or_else(|| "-".into()),
             network: request.attachment.network.clone(),
             attempt: request.attempt,
-            netns_path: request.netns.clone(),
+            mode,
+            netns_path: if request.netns.is_empty() { request.attachment.sandbox.clone() } else { request.netns.clone() },
             ifname: request.attachment.ifname.clone(),
             addresses: Vec::new(),
             mac,
@@ -332,23 +350,23 @@ impl Daemon {
     /// The result of a CNI ADD.
     fn result(&self, attachment: &Attachment, pod: &Attached) -> Value {
         let sandbox = if pod.netns_path.is_empty() { &attachment.sandbox } else { &pod.netns_path };
+        let has_mac = pod.mode == AttachMode::Veth;
         let interface = |name: &str, mac: Mac, sandbox: String| Interface {
             name: name.to_owned(),
-            mac: Some(mac.to_string()),
+            mac: has_mac.then(|| mac.to_string()),
             mtu: Some(pod.mtu),
             sandbox: Some(sandbox),
         };
         let inner = self.inner.borrow();
         let gateway = |ip: &IpAddr| inner.compiled.snapshot.node.gateway_for(Addr::from(*ip)).map(|gateway| gateway.ip());
-        let ip = |ip: &IpAddr| Ip { address: routing::whole(*ip).to_string(), gateway: gateway(ip), interface: Some(1) };
-        let attached = result::Attached {
-            interfaces: vec![
-                interface(&pod.veth, pod.gateway_mac, self.config.netns().display().to_string()),
-                interface(&pod.ifname, pod.pod_mac, sandbox.clone()),
-            ],
-            ips: pod.addresses.iter().map(ip).collect(),
-            routes: pod.routes.clone(),
-        };
+        let mut interfaces = Vec::new();
+        if pod.mode == AttachMode::Veth {
+            interfaces.push(interface(&pod.veth, pod.gateway_mac, self.config.netns().display().to_string()));
+        }
+        interfaces.push(interface(&pod.ifname, pod.pod_mac, sandbox.clone()));
+        let own = interfaces.len() - 1;
+        let ip = |ip: &IpAddr| Ip { address: routing::whole(*ip).to_string(), gateway: gateway(ip), interface: Some(own) };
+        let attached = result::Attached { interfaces, ips: pod.addresses.iter().map(ip).collect(), routes: pod.routes.clone() };
         serde_json::to_value(attached).expect("plain data is always JSON")
     }
 }

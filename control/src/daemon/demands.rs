@@ -102,6 +102,6 @@ pub(super) fn routing_plan(config: &Config, inner: &Inner) -> RoutingPlan {
         host_ports,
         pod_mtu: mtu,
         host_mtu: mtu,
-        pods: inner.pods.list().map(Attached::route).collect(),
+        pods: inner.pods.list().filter_map(Attached::routed).collect(),
     }
 }

@@ -4,8 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use podgate_core::verdict::TunId;
 use podgate_runtime::flow_file::FlowFile;
 use podgate_runtime::netns::Netns;
+use podgate_runtime::pod_tun::PodTun;
 use podgate_runtime::runtime::{Options, Reserve, Runtime};
 use podgate_runtime::tun::Tun;
 use podgate_runtime::udp::Overlay;
@@ -13,7 +15,7 @@ use tokio::sync::watch;
 
 use super::demands::routing_plan;
 use super::machine::Machine;
-use super::{Daemon, Inner};
+use super::{Daemon, Inner, pod_tuns};
 use crate::compile::Compiled;
 use crate::config::Config;
 use crate::host_state::HostState;
@@ -76,14 +78,16 @@ pub(super) fn start_dataplane(
     (pods, host): (Tun, Tun),
     (cpus, store, reserve): (&[Option<usize>], &Store, Reserve),
     flows: FlowFile,
-    compiled: &Compiled,
+    (compiled, pod_tuns): (&Compiled, Vec<(TunId, PodTun)>),
 ) -> anyhow::Result<Runtime> {
     let node = config.node.clone();
     let overlay = Overlay::open(&machine.underlay, config.overlay.port, cpus.len() as u16, store.take(names::OVERLAY))?;
     keep(store, names::OVERLAY, overlay.descriptors());
     Ok(Runtime::start(Options {
         workers: cpus.to_vec(),
+        spin: super::machine::spin(config),
         pods,
+        pod_tuns,
         pods_netns: devices.gateway_netns.try_clone()?,
         host,
         overlay,
@@ -113,8 +117,10 @@ impl Daemon {
         let tuns = self.devices.open(&self.config, self.cpus.len() as u16, store)?;
         let (flows, _) = FlowFile::open(self.config.runtime_dir.join("flows"), self.config.flows.capacity as usize)?;
         let dataplane = {
-            let inner = self.inner.borrow();
-            start_dataplane(&self.config, &inner.machine, &self.devices, tuns, (&self.cpus, store, reserve), flows, &inner.compiled)?
+            let mut inner = self.inner.borrow_mut();
+            let pod_tuns = pod_tuns::begin(&mut inner.pods, store);
+            inner.note_closed();
+            start_dataplane(&self.config, &inner.machine, &self.devices, tuns, (&self.cpus, store, reserve), flows, (&inner.compiled, pod_tuns))?
         };
         *self.dataplane.borrow_mut() = Some(Arc::new(dataplane));
         self.serve_udp_ports();

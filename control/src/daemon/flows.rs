@@ -6,7 +6,7 @@ use std::sync::Arc;
 use podgate_core::addr::protocol;
 use podgate_core::affinity::BackendId;
 use podgate_core::decide::still_serves;
-use podgate_core::flow::{Flow, FlowTable, Kind, Opener};
+use podgate_core::flow::{Flow, FlowTable, Opener};
 use podgate_core::service::{Backend, Frontend, FrontendKey, ServicePort, ServiceTable};
 use podgate_core::snapshot::Snapshot;
 
@@ -36,7 +36,7 @@ fn end_stale(flows: FlowTable<'_>, before: &Snapshot, now: &Snapshot) -> usize {
     let over = |flow: &Flow| {
         let (client, backend) = (flow.original.src, flow.reply.src);
         let ends = [client, flow.original.dst, backend, flow.reply.dst];
-        let endpoint_left = flow.kind == Kind::Service && flow.original.protocol == protocol::UDP && !still_serves(now, flow);
+        let endpoint_left = flow.is_of_a_service() && flow.original.protocol == protocol::UDP && !still_serves(now, flow);
         endpoint_left || pod_left(backend) || flow.opener == Opener::Pod && pod_left(client) || ends.into_iter().any(address_left)
     };
     flows.end_matching(over)

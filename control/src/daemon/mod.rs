@@ -15,6 +15,7 @@ mod limits;
 mod lock;
 pub(crate) mod machine;
 mod metrics;
+mod pod_tuns;
 mod probe;
 mod progress;
 mod published;
@@ -39,7 +40,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::api;
 use crate::compile::{Compiled, LocalNode, Warning, compile, pod_mtu};
-use crate::config::{Attach, Config, SourceConfig};
+use crate::config::{Config, SourceConfig};
 use crate::diff::History;
 use crate::gateway_ns;
 use crate::health::services::ServiceHealth;
@@ -62,6 +63,7 @@ use devices::{Devices, start_dataplane};
 use limits::PodLimits;
 pub use lock::{Lock, lock};
 use machine::Machine;
+use pod_tuns::Plugged;
 use progress::Known;
 use published::Publisher;
 pub use succession::{Predecessor, SOCKET as HANDOVER_SOCKET};
@@ -141,9 +143,6 @@ impl Stop {
 
 /// Returns when it is to end; or with the successor that has the node, as soon as nobody here touches it any more.
 async fn run_here(config: Config, start: Rc<Start>, stop: &mut Stop) -> anyhow::Result<Option<Successor>> {
-    if config.attach == Attach::Tun {
-        anyhow::bail!("`attach: tun` is not built yet: leave `attach` out, or say `attach: veth`");
-    }
     let notifier = Notifier::from_environment()?;
     let store = &start.store;
     let cpus = machine::workers(config.workers.as_ref())?;
@@ -202,7 +201,7 @@ async fn run_here(config: Config, start: Rc<Start>, stop: &mut Stop) -> anyhow::
         tracing::warn!(%error, "what is to outlive this process is not kept");
     }
 
-    let pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir).map_err(|error| {
+    let mut pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir).map_err(|error| {
         let remedy = "restore it, or run `podgate cleanup` and attach the pods again";
         anyhow::anyhow!("what is attached to this node is not known: {error}; {remedy}")
     })?;
@@ -221,8 +220,9 @@ async fn run_here(config: Config, start: Rc<Start>, stop: &mut Stop) -> anyhow::
     if let Some(predecessor) = &predecessor {
         predecessor.in_time()?;
     }
+    let pod_tuns = pod_tuns::begin(&mut pods, store);
     // Before anything leads to it: a port that is taken must not leave the node with rules that lead nowhere.
-    let dataplane = start_dataplane(&config, &machine, &devices, tuns, (&cpus, store, reserve), flow_file, &compiled)?;
+    let dataplane = start_dataplane(&config, &machine, &devices, tuns, (&cpus, store, reserve), flow_file, (&compiled, pod_tuns))?;
     if let Some(predecessor) = predecessor {
         predecessor.forwarding().await?;
         if let Err(error) = store.deposit() {
@@ -279,6 +279,7 @@ async fn run_here(config: Config, start: Rc<Start>, stop: &mut Stop) -> anyhow::
         warned: BTreeSet::new(),
         warned_of: Arc::new([]),
     };
+    inner.note_closed();
     let (plan, reconciler) = devices.reconcile(&config, &mut inner)?;
     let daemon = Rc::new(Daemon {
         changed: Notify::new(),
@@ -301,6 +302,7 @@ async fn run_here(config: Config, start: Rc<Start>, stop: &mut Stop) -> anyhow::
         notifier,
         tenure: source.tenure.clone(),
         report: source.report.clone(),
+        forwards: source.forwards.clone(),
         publisher: RefCell::new(publisher),
         config,
     });
@@ -400,6 +402,8 @@ pub(crate) struct Daemon {
     changes: tokio::sync::RwLock<()>,
     /// What the source tells others of this node.
     report: watch::Sender<NodeReport>,
+    /// Where it is said that the node forwards, as soon as it does.
+    forwards: watch::Sender<bool>,
     publisher: RefCell<Publisher>,
     /// `None` only while it is being replaced.
     dataplane: RefCell<Option<Arc<Runtime>>>,
@@ -494,8 +498,14 @@ impl Daemon {
         };
         self.log_changes();
         self.route();
+        let plugged = self.plug_tuns();
         let generation = self.inner.borrow().compiled.snapshot.generation;
         if generation == before.generation {
+            if plugged == Plugged::Changed
+                && let Ok(dataplane) = self.dataplane()
+            {
+                dataplane.publish_again();
+            }
             self.note_changes(&before);
         } else {
             self.health.queued(start);
@@ -622,6 +632,7 @@ impl Daemon {
             self.notifier.status(if ready { "forwarding" } else { "not ready: `podgate status` says what is missing" });
             if ready {
                 self.promise();
+                self.forwards.send_replace(true);
             }
         }
         self.inner.borrow_mut().checks = checks;

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use podgate_cni::protocol::AttachMode;
 use podgate_core::addr::Addr;
 use podgate_runtime::netns::Netns;
 use podgate_runtime::runtime::Runtime;
@@ -98,6 +99,7 @@ async fn attach(daemon: &Daemon, families: &[Family]) -> anyhow::Result<Netns> {
         name: ID.to_owned(),
         network: None,
         attempt: 0,
+        mode: AttachMode::Veth,
         netns_path: String::new(),
         ifname: "eth0".to_owned(),
         addresses: addresses.collect(),

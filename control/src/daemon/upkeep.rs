@@ -37,6 +37,7 @@ impl Daemon {
         if let Err(e) = self.reap().await {
             tracing::error!(error = %e, "pods whose interface is gone");
         }
+        self.open_tuns();
         self.settle_addresses();
     }
 

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::compile::Compiled;
 use crate::guard_drops::GuardDrops;
 use crate::ipam::{Finding, Ipam};
+use crate::pods::Pods;
 
 /// The version of the tables' shape: it grows when a key changes its meaning or goes.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -90,6 +91,7 @@ pub fn flows(flows: FlowTable<'_>, now: Now, snapshot: &Snapshot) -> Value {
                 Kind::Masquerade => "masquerade",
                 Kind::OutsideToPod => "outsideToPod",
                 Kind::Relayed => "relayed",
+                Kind::DirectReturn => "directReturn",
             },
             "service": names.get(&flow.service),
             "idleSeconds": view.idle_ms / 1000,
@@ -102,11 +104,12 @@ pub fn flows(flows: FlowTable<'_>, now: Now, snapshot: &Snapshot) -> Value {
 }
 
 /// `podgate ipam`: a row for each address that somebody has.
-pub fn ipam(ipam: &Ipam) -> Value {
+pub fn ipam(ipam: &Ipam, pods: &Pods) -> Value {
     let view = ipam.list();
     let mut leased: Vec<_> = view.leases.iter().flat_map(|lease| lease.addresses.iter().map(move |address| (*address, lease))).collect();
     leased.sort_by_key(|(address, _)| *address);
     let rows = leased.into_iter().map(|(address, lease)| {
+        let pod = pods.list().find(|pod| pod.addresses.contains(&address));
         json!({
             "address": address,
             "owner": lease.owner.pod_name(),
@@ -116,6 +119,7 @@ pub fn ipam(ipam: &Ipam) -> Value {
             "ageSeconds": view.now.saturating_sub(lease.since),
             "plugin": lease.plugin,
             "pool": ipam.pool_of(address),
+            "mode": pod.map(|pod| pod.mode),
         })
     });
     let mut value = table("ipam", rows.collect());
@@ -153,7 +157,11 @@ pub fn drops(runtime: &Runtime, guard: GuardDrops) -> Value {
             "The kernel let a pod's packet no further: its source is not that pod's, or is nobody's; or the pod has no rule (yet).",
         ),
         ("kernel_bad_header", guard.header_errors, "A pod's packet had a header that the kernel refused, or no hop left (the pod was told)."),
-        ("kernel_pods_queue", pods_queue, "The kernel found the queue of the TUN `pods` full: workers are too slow for what pods send."),
+        (
+            "kernel_pods_queue",
+            pods_queue,
+            "The kernel found the queue of the TUN `pods`, or of a pod's own, full: workers are too slow for what pods send.",
+        ),
         ("kernel_host_queue", host_queue, "The kernel found the queue of the TUN `host` full: workers are too slow for what the node sends."),
         ("kernel_overlay_sockets", overlay_sockets, "The kernel found an overlay socket's buffer full: workers are too slow for what peers send."),
         ("kernel_port_sockets", port_sockets, "The kernel found a socket for fragments or ICMP full: more of them arrived than are looked at."),

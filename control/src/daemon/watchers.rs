@@ -19,6 +19,9 @@ pub async fn watch_paths(daemon: Rc<Daemon>) {
         if daemon.health.pending(Instant::now()).is_some() {
             daemon.settle();
         }
+        if let Ok(dataplane) = daemon.dataplane() {
+            dataplane.close_unplugged();
+        }
         let found = daemon.dataplane().map_or(Vec::new(), |dataplane| dataplane.path_mtus());
         let narrow = &mut daemon.inner.borrow_mut().narrow_paths;
         for (peer, mtu) in found {

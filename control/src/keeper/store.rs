@@ -19,6 +19,8 @@ pub mod names {
     pub const NETNS: &str = "netns";
     /// The lock of the runtime directory.
     pub const LOCK: &str = "lock";
+    /// The TUN of a pod, with its number behind.
+    pub const POD_TUN: &str = "pod-tun";
 }
 
 /// Who keeps a descriptor beside the gateway itself.
@@ -73,6 +75,13 @@ impl Store {
     /// process keeps what it has.
     pub fn take(&self, name: &str) -> Vec<OwnedFd> {
         self.held.borrow_mut().remove(&spelt(name)).map_or(Vec::new(), |held| held.fds)
+    }
+
+    /// Takes out what is held under `kind` with anything behind a slash.
+    pub fn take_kind(&self, kind: &str) -> Vec<OwnedFd> {
+        let of_kind = |name: &String| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with('/'));
+        let names: Vec<String> = self.names().into_iter().filter(of_kind).collect();
+        names.iter().flat_map(|name| self.take(name)).collect()
     }
 
     /// Holds these under `name` from now on, and no others.
@@ -198,6 +207,9 @@ mod tests {
         assert_eq!(bench.heard(), [""; 0]);
         let copies: Vec<String> = bench.store.copies().unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(copies, ["api", "lock", "pod-tun/eth0", "tun/pods"]);
+        assert_eq!((bench.store.take_kind("pod").len(), bench.store.take_kind("pod-tun").len()), (0, 1));
+        bench.store.keep("pod-tun:eth0", file()).unwrap();
+        assert_eq!(bench.heard().len(), 2);
         // What was found and nobody asked for goes.
         assert_eq!(bench.store.forget_unknown().unwrap(), ["lock"]);
         assert_eq!(bench.heard(), ["FDSTOREREMOVE=1 FDNAME=lock 0"]);

@@ -34,7 +34,7 @@ pub struct Node {
 pub struct NodeSettings {
     /// How many workers; `None` leaves it to the daemon. Two, unless `PODGATE_WORKERS` in the environment says otherwise.
     pub workers: Option<u16>,
-    /// `veth` or `tun`.
+    /// `veth` or `tun`: `veth`, unless `PODGATE_ATTACH` in the environment says otherwise.
     pub attach: String,
     /// What stands under `source:`, where it is not the node's directory of manifests.
     pub source: Option<String>,
@@ -49,7 +49,8 @@ pub struct NodeSettings {
 impl Default for NodeSettings {
     fn default() -> NodeSettings {
         let workers = std::env::var("PODGATE_WORKERS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
-        NodeSettings { workers: Some(workers), attach: "veth".into(), source: None, extra: String::new(), log: "info".into(), run: Vec::new() }
+        let attach = std::env::var("PODGATE_ATTACH").unwrap_or_else(|_| "veth".to_owned());
+        NodeSettings { workers: Some(workers), attach, source: None, extra: String::new(), log: "info".into(), run: Vec::new() }
     }
 }
 

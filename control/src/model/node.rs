@@ -7,11 +7,13 @@ use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1;
 
 use super::{Blame, ModelError};
+use crate::config::Overlay;
 
 /// The annotation by which a gateway announces its underlay addresses, separated by commas.
 pub const UNDERLAY_ANNOTATION: &str = "podgate.io/underlay";
 
-/// The annotation by which a gateway announces its overlay: `port=4790,vni=1,mtu=1500`, or `none`.
+/// The annotation by which a gateway announces its overlay: `port=4790,vni=1,mtu=1500`, with `directReturnVni=2` where it takes part in direct
+/// return; or `none`.
 pub const OVERLAY_ANNOTATION: &str = "podgate.io/overlay";
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -63,14 +65,18 @@ pub enum Announcement {
         vni: Option<u32>,
         /// MTU of its underlay, in bytes.
         mtu: Option<u32>,
+        /// The VNI by which it takes what is handed on for direct return, if it does.
+        direct_return_vni: Option<u32>,
     },
 }
 
 impl Announcement {
-    /// The annotations, by name, that say this of a gateway: its underlay addresses, UDP port, VNI, and underlay MTU in bytes.
-    pub fn annotations(underlay: &[IpAddr], port: u16, vni: u32, mtu: u32) -> [(&'static str, String); 2] {
+    /// The annotations, by name, that say this of a gateway: its underlay addresses, its overlay, and its underlay's MTU in bytes.
+    pub fn annotations(underlay: &[IpAddr], overlay: &Overlay, mtu: u32) -> [(&'static str, String); 2] {
         let addresses = underlay.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        [(UNDERLAY_ANNOTATION, addresses), (OVERLAY_ANNOTATION, format!("port={port},vni={vni},mtu={mtu}"))]
+        let Overlay { port, vni, direct_return_vni } = overlay;
+        let direct = direct_return_vni.map(|vni| format!(",directReturnVni={vni}")).unwrap_or_default();
+        [(UNDERLAY_ANNOTATION, addresses), (OVERLAY_ANNOTATION, format!("port={port},vni={vni},mtu={mtu}{direct}"))]
     }
 }
 
@@ -126,7 +132,7 @@ fn announcement(blame: &Blame<'_>, underlay: Option<&str>, overlay: Option<&str>
     }
     let underlay = underlay.unwrap_or_default().split(',').map(str::trim).filter(|a| !a.is_empty());
     let underlay = underlay.map(|a| blame.ip(UNDERLAY_ANNOTATION, a)).collect::<Result<Vec<_>, _>>()?;
-    let (mut port, mut vni, mut mtu) = (None, None, None);
+    let (mut port, mut vni, mut mtu, mut direct_return_vni) = (None, None, None, None);
     for pair in overlay.unwrap_or_default().split(',').map(str::trim).filter(|p| !p.is_empty()) {
         let malformed = || blame.error(OVERLAY_ANNOTATION, format!("`{pair}` is not understood; write port=4790,vni=1,mtu=1500, or none"));
         let (key, value) = pair.split_once('=').ok_or_else(malformed)?;
@@ -134,14 +140,15 @@ fn announcement(blame: &Blame<'_>, underlay: Option<&str>, overlay: Option<&str>
         match key.trim() {
             "port" => port = Some(u16::try_from(number).ok().filter(|p| *p != 0).ok_or_else(malformed)?),
             "vni" if number < 1 << 24 => vni = Some(number),
+            "directReturnVni" if number < 1 << 24 => direct_return_vni = Some(number),
             // RFC 8200 §5: no link that carries IPv6 has a smaller one; and the outer packet's length is 16 bits.
             "mtu" if (1280..=65535).contains(&number) => mtu = Some(number),
-            "vni" | "mtu" => return Err(malformed()),
+            "vni" | "directReturnVni" | "mtu" => return Err(malformed()),
             // A newer gateway may announce more than this one knows.
             _ => {}
         }
     }
-    Ok(Announcement::Overlay { underlay, port, vni, mtu })
+    Ok(Announcement::Overlay { underlay, port, vni, mtu, direct_return_vni })
 }
 
 #[cfg(test)]
@@ -172,9 +179,13 @@ mod tests {
     #[test]
     fn what_a_gateway_announces_is_read_back_as_it_was_meant() {
         let underlay: Vec<IpAddr> = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
-        let annotations: std::collections::BTreeMap<_, _> = Announcement::annotations(&underlay, 4790, 7, 9000).into();
-        let node = node(serde_json::json!({"metadata": {"name": "n1", "annotations": annotations}})).unwrap();
-        assert_eq!(node.announcement, Announcement::Overlay { underlay, port: Some(4790), vni: Some(7), mtu: Some(9000) });
+        for direct_return_vni in [None, Some(8)] {
+            let overlay = Overlay { port: 4790, vni: 7, direct_return_vni };
+            let annotations: std::collections::BTreeMap<_, _> = Announcement::annotations(&underlay, &overlay, 9000).into();
+            let node = node(serde_json::json!({"metadata": {"name": "n1", "annotations": annotations}})).unwrap();
+            let meant = Announcement::Overlay { underlay: underlay.clone(), port: Some(4790), vni: Some(7), mtu: Some(9000), direct_return_vni };
+            assert_eq!(node.announcement, meant);
+        }
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! An attachment in the kernel: the veth pair, what the gateway's namespace has of a pod, and what the pod has.
+//! An attachment in the kernel: the veth pair, what the gateway's namespace has of a pod, and what the pod has, in either mode.
 
 use super::{AttachSpec, Attached, DefaultRoute, PodError, Pods, Target, of};
 use crate::netlink::sysctl::{self, Key, SysctlError};
 use crate::netlink::{
-    AddrGenMode, AddressSpec, Family, LinkKind, LinkSettings, LinkState, MissingIsFine, NeighbourSpec, Netlink, NetlinkError, NewLink, ORIGIN_BOOT,
-    RouteSpec, RuleAction, RuleSpec, TABLE_MAIN,
+    AddrGenMode, AddressSpec, Family, Link, LinkKind, LinkSettings, LinkState, MissingIsFine, NeighbourSpec, Netlink, NetlinkError, NewLink,
+    ORIGIN_BOOT, RouteSpec, RuleAction, RuleSpec, TABLE_MAIN,
 };
 use crate::routing::devices::POD_GATEWAY_V4;
 use crate::routing::whole;
 use ipnetwork::IpNetwork;
+use podgate_cni::protocol::AttachMode;
 use podgate_cni::result::Route;
 use podgate_runtime::netns::Netns;
 use std::net::{IpAddr, Ipv6Addr};
@@ -51,15 +52,10 @@ impl Pods {
         if !self.veths_are_hosts {
             optional(sysctl::write_all(self.gateway.netns(), &as_host(&pod.veth))).map_err(sysctl_error)?;
         }
-        let theirs = [(Key::v6(&spec.ifname, "disable_ipv6"), "0"), (Key::v6(&spec.ifname, "accept_ra"), "0")];
-        optional(sysctl::write_all(pod_ns, &theirs)).map_err(sysctl_error)?;
-
-        let up = LinkSettings::new().up();
-        pod_netlink.set_link("lo", &up).map_err(&error)?;
-        pod_netlink.set_link(&spec.ifname, &up).map_err(&error)?;
+        prepare_pod(pod_ns, pod_netlink, spec)?;
         if spec.addresses.is_empty() {
             // Whoever gives the addresses speaks through it; without rules that is all that passes.
-            self.netlink.set_link(&pod.veth, &up).map_err(&error)?;
+            self.netlink.set_link(&pod.veth, &LinkSettings::new().up()).map_err(&error)?;
         }
         Ok(pod)
     }
@@ -79,11 +75,11 @@ impl Pods {
         for route in route.routes() {
             self.netlink.add_route(&route).map_err(&error)?;
         }
-        pod.routes = furnish(pod_netlink, spec, &pod)?;
+        pod.routes = furnish(pod_netlink, spec, &pod, Neighbours::Permanent)?;
         Ok(pod)
     }
 
-    /// Whether an attachment is whole: its veth here, and in the pod the interface with `addresses` and the way out.
+    /// Whether an attachment is whole: its veth here if it has one, and in the pod the interface with `addresses` and the way out.
     pub fn check(&self, id: &str, pod_ns: &Netns, addresses: &[IpAddr]) -> Result<(), PodError> {
         let error = of(id);
         let broken = |what: String| Err(PodError::Broken { id: id.to_owned(), what });
@@ -94,19 +90,27 @@ impl Pods {
         if let Some(address) = addresses.iter().find(|address| !pod.addresses.contains(address)) {
             return broken(format!("it does not have {address}"));
         }
-        match self.netlink.link(&pod.veth).map_err(&error)? {
-            Some(veth) if veth.state == LinkState::Up => {}
-            Some(_) => return broken(format!("the gateway's end, {}, is down", pod.veth)),
-            None => return broken(format!("the gateway's end, {}, is gone", pod.veth)),
+        match (pod.mode, self.netlink.link(&pod.veth).map_err(&error)?) {
+            (AttachMode::Tun, _) => {}
+            (AttachMode::Veth, Some(veth)) if veth.state == LinkState::Up => {}
+            (AttachMode::Veth, Some(_)) => return broken(format!("the gateway's end, {}, is down", pod.veth)),
+            (AttachMode::Veth, None) => return broken(format!("the gateway's end, {}, is gone", pod.veth)),
         }
         let inside = Netlink::open(pod_ns).map_err(&error)?;
+        let is_ours = |link: &Link| match pod.mode {
+            AttachMode::Veth => link.mac == Some(pod.pod_mac) && link.kind == "veth",
+            AttachMode::Tun => link.kind == "tun",
+        };
         let link = match inside.link(&pod.ifname).map_err(&error)? {
-            Some(link) if link.mac == Some(pod.pod_mac) && link.kind == "veth" => link,
+            Some(link) if is_ours(&link) => link,
             Some(_) => return broken(format!("{} is another interface", pod.ifname)),
             None => return broken(format!("{} is gone", pod.ifname)),
         };
         if link.state != LinkState::Up {
             return broken(format!("{} is down", pod.ifname));
+        }
+        if pod.mode == AttachMode::Tun && link.carrier != LinkState::Up {
+            return broken(format!("nobody reads {}: `podgate status` says why", pod.ifname));
         }
         let found = inside.addresses().map_err(&error)?;
         for address in &pod.addresses {
@@ -129,15 +133,35 @@ impl Pods {
     }
 }
 
+/// Whether a pod's next hops are in its neighbour table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Neighbours {
+    /// For good, so that none is ever asked for.
+    Permanent,
+    /// A TUN has no use for them.
+    None,
+}
+
+/// The pod's links up, and without any router's say in its addresses.
+pub(super) fn prepare_pod(pod_ns: &Netns, netlink: &Netlink, spec: &AttachSpec) -> Result<(), PodError> {
+    let (error, up) = (of(&spec.id), LinkSettings::new().up());
+    let theirs = [(Key::v6(&spec.ifname, "disable_ipv6"), "0"), (Key::v6(&spec.ifname, "accept_ra"), "0")];
+    optional(sysctl::write_all(pod_ns, &theirs)).map_err(|source| PodError::Sysctl { id: spec.id.clone(), source })?;
+    netlink.set_link("lo", &up).map_err(&error)?;
+    netlink.set_link(&spec.ifname, &up).map_err(&error)
+}
+
 /// The pod's own side: addresses, neighbours, routes; the routes, as its result tells them.
-fn furnish(netlink: &Netlink, spec: &AttachSpec, pod: &Attached) -> Result<Vec<Route>, PodError> {
+pub(super) fn furnish(netlink: &Netlink, spec: &AttachSpec, pod: &Attached, neighbours: Neighbours) -> Result<Vec<Route>, PodError> {
     let error = of(&spec.id);
     let mut told = Vec::new();
     for address in &pod.addresses {
         netlink.add_address(&AddressSpec::new(&spec.ifname, whole(*address))).map_err(&error)?;
         let family = Family::of(*address);
         let gateway = gateway_of(family);
-        netlink.set_neighbour(&NeighbourSpec { device: spec.ifname.clone(), address: gateway, mac: pod.gateway_mac }).map_err(&error)?;
+        if neighbours == Neighbours::Permanent {
+            netlink.set_neighbour(&NeighbourSpec { device: spec.ifname.clone(), address: gateway, mac: pod.gateway_mac }).map_err(&error)?;
+        }
         let everything = IpNetwork::new(family.unspecified(), 0).expect("0 is a prefix length of both families");
         let taken = netlink.routes(family, TABLE_MAIN).map_err(&error)?.iter().any(|route| route.spec.destination == everything);
         let ours = match (spec.default_route, taken) {

@@ -60,6 +60,7 @@ fn spec(number: u8) -> AttachSpec {
         name: format!("default/pod-{number}"),
         network: None,
         attempt: 0,
+        mode: AttachMode::Veth,
         netns_path: String::new(),
         ifname: "eth0".into(),
         addresses: vec![IpAddr::from([10, 244, 1, number]), format!("fd00:77:1::{number}").parse().unwrap()],
@@ -312,4 +313,115 @@ fn a_pods_requests_for_the_gateways_address_make_no_neighbours() {
     let found = site.pods().netlink.neighbours().unwrap();
     assert!(found.iter().all(|neighbour| neighbour.permanent), "{found:#?}");
     assert_eq!(found.len(), pod.addresses.len());
+}
+
+fn tun_spec(number: u8, path: &Path) -> AttachSpec {
+    AttachSpec { mode: AttachMode::Tun, netns_path: path.display().to_string(), ..spec(number) }
+}
+
+#[test]
+fn a_pod_in_mode_tun_has_addresses_and_routes_and_the_gateways_namespace_has_nothing_of_it() {
+    let Some(mut site) = Site::new("tun") else { return };
+    let before = site.remains();
+    let pod_ns = Netns::anonymous().unwrap();
+    let pod = site.pods().attach(&pod_ns, &tun_spec(2, Path::new("/nowhere"))).unwrap();
+    let opened = site.pods().take_opened();
+    assert_eq!(opened.iter().map(|(id, _)| Some(*id)).collect::<Vec<_>>(), [pod.tun()]);
+    assert_eq!((pod.mode, pod.netns_seen, pod.routed()), (AttachMode::Tun, false, None));
+    assert_eq!(site.remains(), before);
+
+    let inside = Netlink::open(&pod_ns).unwrap();
+    let eth0 = inside.expect_link("eth0").unwrap();
+    assert_eq!((eth0.kind.as_str(), eth0.mtu, eth0.gso_max_size, eth0.carrier), ("tun", 1450, Some(62_000), LinkState::Up));
+    let addresses: Vec<String> =
+        inside.addresses().unwrap().into_iter().filter(|found| found.index == eth0.index).map(|found| found.address.to_string()).collect();
+    assert_eq!(addresses, ["10.244.1.2/32", "fd00:77:1::2/128"], "and no link-local one");
+    assert!(inside.addresses().unwrap().iter().all(|found| !found.tentative));
+    for (destination, gateway, source) in [("203.0.113.9", "169.254.1.1", "10.244.1.2"), ("2001:db8::9", "fe80::1", "fd00:77:1::2")] {
+        let route = inside.route_to(destination.parse().unwrap()).unwrap().spec;
+        assert_eq!((route.gateway, route.prefsrc), (Some(gateway.parse().unwrap()), Some(source.parse().unwrap())));
+    }
+    site.pods().check(&pod.id, &pod_ns, &pod.addresses).unwrap();
+    // Nobody reads it any more.
+    drop(opened);
+    assert!(site.pods().check(&pod.id, &pod_ns, &[]).unwrap_err().to_string().contains("nobody reads eth0"));
+
+    assert!(matches!(site.pods().detach(&pod.id, None).unwrap(), Detached::Gone(gone) if *gone == pod), "the namespace is remembered");
+    assert_eq!(inside.link("eth0").unwrap().map(|link| link.name), None);
+    assert_eq!(site.pods().detach(&pod.id, None).unwrap(), Detached::Absent);
+    assert_eq!(site.remains(), before);
+}
+
+#[test]
+fn a_successor_opens_tuns_again_by_their_path_takes_them_over_and_names_those_it_cannot_find() {
+    let Some(mut site) = Site::new("tun-again") else { return };
+    let path = site.directory.join("pod-ns");
+    let pod_ns = Netns::anonymous().unwrap();
+    if pod_ns.bind(&path).inspect_err(|error| eprintln!("skipped: {error}")).is_err() {
+        return;
+    }
+    let hidden_ns = Netns::anonymous().unwrap();
+    let pod = site.pods().attach(&pod_ns, &tun_spec(2, &path)).unwrap();
+    let hidden = site.pods().attach(&hidden_ns, &AttachSpec { ifname: "net1".into(), ..tun_spec(3, Path::new("/nowhere/ns")) }).unwrap();
+    assert!(pod.netns_seen);
+    let kept = site.pods().take_opened().into_iter().find(|(id, _)| Some(*id) == hidden.tun()).map(|(_, tun)| tun.keep().unwrap()).unwrap();
+    site.reopen();
+    let ids = |opened: Vec<(TunId, PodTun)>| opened.iter().map(|(id, _)| Some(*id)).collect::<Vec<_>>();
+    site.pods().open_tuns(&[]);
+    let closed: Vec<(String, String)> = site.pods().closed().map(|(pod, error)| (pod.id.clone(), error.to_string())).collect();
+    assert!(matches!(&closed[..], [(id, why)] if *id == hidden.id && why.contains("/nowhere/ns")), "{closed:?}");
+    let opened = site.pods().take_opened();
+    assert_eq!(opened.iter().map(|(id, _)| Some(*id)).collect::<Vec<_>>(), [pod.tun()]);
+    assert_eq!((opened[0].1.name(), opened[0].1.netns().id()), ("eth0", pod_ns.id()));
+    assert!(site.pods().lost().unwrap().is_empty(), "what is out of sight is not gone");
+    // Whoever kept the descriptor gives it back.
+    site.pods().adopt(kept).unwrap();
+    site.pods().open_tuns(&[pod.tun().unwrap()]);
+    assert_eq!(site.pods().closed().count(), 0);
+    assert_eq!(ids(site.pods().take_opened()), [hidden.tun()]);
+    // A stranger's is closed.
+    let strange_ns = Netns::anonymous().unwrap();
+    site.pods().adopt(PodTun::make("eth0", &strange_ns).unwrap().keep().unwrap()).unwrap();
+    assert_eq!(ids(site.pods().take_opened()), []);
+
+    drop(opened);
+    Netns::unbind(&path).unwrap();
+    let lost: Vec<String> = site.pods().lost().unwrap().into_iter().map(|pod| pod.id.clone()).collect();
+    assert_eq!(lost, [pod.id.clone()], "its path is gone, where there was one");
+    PodTun::remove("net1", &hidden_ns).unwrap();
+    assert_eq!(site.pods().lost().unwrap().len(), 2, "an interface that was deleted in its pod");
+    for id in [pod.id, hidden.id] {
+        assert!(matches!(site.pods().detach(&id, None).unwrap(), Detached::Gone(_)));
+    }
+    assert_eq!(site.pods().list().count(), 0);
+}
+
+#[test]
+fn a_half_made_tun_is_undone_by_the_next_start_and_a_failed_one_at_once() {
+    let Some(mut site) = Site::new("tun-half") else { return };
+    let path = site.directory.join("pod-ns");
+    let pod_ns = Netns::anonymous().unwrap();
+    if pod_ns.bind(&path).inspect_err(|error| eprintln!("skipped: {error}")).is_err() {
+        return;
+    }
+    let pod = site.pods().attach(&pod_ns, &tun_spec(2, &path)).unwrap();
+    site.pods().record(Stage::Attaching, &pod).unwrap();
+    site.reopen();
+    assert_eq!(site.pods().list().count(), 0);
+    let inside = Netlink::open(&pod_ns).unwrap();
+    assert!(inside.link("eth0").unwrap().is_none());
+
+    // The default route is taken, which only shows when the TUN is there already.
+    let first = site.pods().attach(&pod_ns, &AttachSpec { ifname: "eth1".into(), ..tun_spec(3, &path) }).unwrap();
+    let greedy = AttachSpec { default_route: DefaultRoute::Yes, ..tun_spec(4, &path) };
+    assert!(matches!(site.pods().attach(&pod_ns, &greedy), Err(PodError::DefaultRouteExists { .. })));
+    assert!(inside.link("eth0").unwrap().is_none());
+    assert_eq!(site.pods().list().map(|pod| pod.id.clone()).collect::<Vec<_>>(), [first.id.clone()]);
+    // A second interface has a table of its own, which goes with it.
+    let second = site.pods().attach(&pod_ns, &tun_spec(5, &path)).unwrap();
+    assert_eq!(source_rules(&inside, second.addresses[0]).unwrap().len(), 1);
+    site.pods().detach(&second.id, Some(&pod_ns)).unwrap();
+    assert_eq!(source_rules(&inside, second.addresses[0]).unwrap().len(), 0);
+    site.pods().detach(&first.id, None).unwrap();
+    Netns::unbind(&path).unwrap();
 }

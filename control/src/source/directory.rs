@@ -51,7 +51,7 @@ pub(super) async fn start(path: &Path, node: NodeReport) -> Result<Source, Sourc
     let task = tokio::spawn(follow(reader, inotify, states, statuses, first.issues));
     // What is told of this node is nobody's to hear: the files say it.
     let (report, _) = watch::channel(node);
-    Ok(Source { state, status, announcement: None, tenure: None, report, task })
+    Ok(Source { state, status, announcement: None, forwards: watch::Sender::new(false), tenure: None, report, task })
 }
 
 /// Reads `path` once.

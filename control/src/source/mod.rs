@@ -36,6 +36,8 @@ pub struct Source {
     pub status: watch::Receiver<SourceStatus>,
     /// Where what is to be announced goes, if anybody is to hear of it.
     announcement: Option<watch::Sender<Option<Announced>>>,
+    /// That the node forwards, for whoever is to hear of it.
+    pub forwards: watch::Sender<bool>,
     /// Which addresses this node may give out; none where its ranges are nobody else's for good.
     pub tenure: Option<watch::Receiver<Tenure>>,
     /// For a source that takes part in the cluster: what to tell others of this node.

@@ -152,6 +152,26 @@ impl Cluster {
         }
     }
 
+    /// Writes a condition of a node, as whoever else writes one.
+    pub async fn set_condition(&self, node: &str, kind: &str, status: &str, reason: &str) {
+        let patch = Patch::Strategic(json!({"status": {"conditions": [{"type": kind, "status": status, "reason": reason}]}}));
+        let request = Path::new(path("nodes", "")).patch_subresource("status", node, &PatchParams::default(), &patch).unwrap();
+        self.plain.request::<Value>(request).await.unwrap();
+    }
+
+    /// Waits until a node's condition says this: `STATUS REASON`.
+    pub async fn wait_for_condition(&self, node: &str, kind: &str, wanted: &str) {
+        loop {
+            let found = Api::<core_v1::Node>::all(self.plain.clone()).get(node).await.unwrap();
+            let mut conditions = found.status.and_then(|status| status.conditions).into_iter().flatten();
+            let condition = conditions.find(|condition| condition.type_ == kind);
+            if condition.is_some_and(|found| format!("{} {}", found.status, found.reason.unwrap_or_default()) == wanted) {
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// What a fresh list says.
     pub async fn fresh(&self) -> ClusterState {
         let all = ListParams::default();

@@ -317,7 +317,7 @@ impl<'a> AffinityTable<'a> {
         }
         // The flow table's hash, of a tuple that no flow has: nobody's destination is a service's id.
         let named = Tuple { src: client, dst: Addr(service.into()), ..Tuple::default() };
-        let tag = hash::hash(self.key, &named).word();
+        let tag = hash::Key::new(self.key).hash(&named).word();
         Some((Key { tag, service }, &self.buckets[tag as usize & (self.buckets.len() - 1)]))
     }
 }

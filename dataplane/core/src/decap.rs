@@ -5,6 +5,8 @@
 //!
 //! Read first: draft-ietf-nvo3-vxlan-gpe-13 §3, RFC 6040 §4.2.
 
+use crate::packet::Network;
+use crate::snapshot::Vnis;
 use crate::verdict::DropReason;
 use crate::wire::ip::{ECN_CE, ECN_ECT_0, ECN_ECT_1, ECN_MASK, ECN_NOT_ECT, Family};
 use crate::wire::vxlan_gpe;
@@ -22,6 +24,13 @@ pub fn open(datagram: &[u8], vni: u32) -> Result<usize, DropReason> {
     // Version 0, I and P set, B (a broadcast copy) and O (not a packet but a message about the overlay) clear, the right VNI, the
     // next protocol that is there: one comparison with the header that we would write.
     if *header == vxlan_gpe::header(vni, next_protocol) { Ok(vxlan_gpe::HEADER_LEN) } else { Err(DropReason::OverlayBadHeader) }
+}
+
+/// By which network of the overlay a UDP payload came: that of the VNI that it names, if `vnis` has it.
+#[inline]
+pub fn network(datagram: &[u8], vnis: &Vnis) -> Network {
+    let direct = vnis.direct_return.is_some() && vxlan_gpe::vni(datagram) == vnis.direct_return;
+    if direct { Network::DirectReturn } else { Network::Cluster }
 }
 
 /// The ECN to write into the inner header of a packet that arrives with `outer_ecn` outside (RFC 6040 §4.2, figure 4).

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::addr::{Addr, Tuple, protocol};
-use crate::admit::Sender;
+use crate::admit::{self, Sender};
 use crate::affinity::BackendId;
 use crate::balance::{self, LoadSlot, Pick, finalize, scramble};
 use crate::fib::{Pod, within};
@@ -15,7 +15,7 @@ use crate::packet::{Ingress, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, TrafficPolicy};
 use crate::snapshot::{Masquerade, NodeTables, OutsideToPods, Snapshot};
-use crate::verdict::{DropReason, PeerId};
+use crate::verdict::{DropReason, PeerId, TunId};
 use crate::wire::ip::Scope;
 
 /// What is to become of a packet.
@@ -53,12 +53,14 @@ pub enum Say {
 /// Where a packet goes next, by its destination after translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hop {
-    /// A pod of this node, through the TUN `pods`; the MTU of its interface.
+    /// A pod of this node; the MTU of its interface.
     Pod {
         /// In bytes.
         mtu: u32,
         /// Whether what it receives is limited.
         limited: bool,
+        /// Its own TUN; none if it is reached through the TUN `pods`.
+        tun: Option<TunId>,
     },
     /// The node itself, through the TUN `host`.
     Node,
@@ -66,6 +68,8 @@ pub enum Hop {
     Outside,
     /// A peer.
     Peer(PeerId),
+    /// A peer that has the backend, which the packet reaches as it is: the reply leaves there.
+    DirectReturn(PeerId),
 }
 
 /// A flow to be opened.
@@ -106,7 +110,7 @@ pub fn decide(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, p
         return quoting(snapshot, flows, packet, parsed, sender);
     }
     match flows.lookup_hashed(&parsed.tuple, hash) {
-        Some(flow) if !starts_anew(snapshot, flows, &flow, parsed) => Decision::Known(flow),
+        Some(flow) if !gives_way(snapshot, flows, &flow, parsed, sender) => Decision::Known(flow),
         _ => first(snapshot, flows, packet, parsed, sender, now),
     }
 }
@@ -118,6 +122,12 @@ fn first(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, parsed
     if speaks_overlay(snapshot, parsed.tuple.protocol, (parsed.tuple.src, parsed.tuple.src_port)) {
         // Its answers would go there, from a node's address as like as not.
         return Decision::Refuse(DropReason::OverlayForged, Say::Nothing);
+    }
+    if let Sender::HandedOn(peer) = sender {
+        return match dialled_at(snapshot, peer, &key) {
+            Some(frontend) => dial(snapshot, flows, frontend, parsed, sender, now),
+            None => Decision::Refuse(DropReason::DirectReturnRefused, Say::Nothing),
+        };
     }
     if let Some(frontend) = snapshot.services.get(&key) {
         return dial(snapshot, flows, frontend, parsed, sender, now);
@@ -170,6 +180,8 @@ fn plain(snapshot: &Snapshot, parsed: &Parsed, sender: Sender) -> Decision {
             Some(gateway) => open(Kind::Relayed, Source::Gateway(gateway)),
             None => Decision::Refuse(DropReason::NoRouteFamily, Say::NoRoute),
         },
+        // What is handed on is for services alone; and no address by itself is reached by direct return.
+        (Sender::HandedOn(_), _) | (_, Hop::DirectReturn(_)) => Decision::Refuse(DropReason::DirectReturnRefused, Say::Nothing),
         (Sender::Node | Sender::Outside, Hop::Outside) => Decision::Refuse(DropReason::UnallocatedVip, Say::NoRoute),
         (Sender::Pod { .. }, Hop::Outside) => {
             let Some(masquerade) = masquerade_of(snapshot, parsed.tuple.src) else {
@@ -213,6 +225,10 @@ impl<'a> Reach<'a> {
         let local = |masquerade| Reach { policy: TrafficPolicy::Local, endpoints: &service.local, pick: &service.balance.local, masquerade };
         let from_cluster_pod = within(&node.cluster_pod_cidrs, src);
         match (frontend.face, service.internal_policy, service.external_policy) {
+            // Who handed it on knows that an endpoint is here.
+            _ if matches!(sender, Sender::HandedOn(_)) => {
+                Reach { policy: TrafficPolicy::Cluster, endpoints: &service.local, pick: &service.balance.local, masquerade: false }
+            }
             (Face::ClusterIp, TrafficPolicy::Cluster, _) => cluster(!from_cluster_pod),
             (Face::ClusterIp, TrafficPolicy::Local, _) => local(!from_cluster_pod),
             (Face::HostPort, ..) => local(false),
@@ -232,7 +248,25 @@ impl<'a> Reach<'a> {
 /// The endpoints that a packet to a service could be led to, and how; `None` where its destination is no frontend.
 pub(crate) fn reach<'a>(snapshot: &'a Snapshot, parsed: &Parsed, sender: Sender) -> Option<Reach<'a>> {
     let key = FrontendKey { addr: parsed.tuple.dst, port: parsed.tuple.dst_port, protocol: parsed.tuple.protocol };
-    Some(Reach::of(snapshot.services.get(&key)?, &snapshot.node, parsed.tuple.src, sender))
+    let frontend = match sender {
+        Sender::HandedOn(peer) => dialled_at(snapshot, peer, &key),
+        _ => snapshot.services.get(&key),
+    };
+    Some(Reach::of(frontend?, &snapshot.node, parsed.tuple.src, sender))
+}
+
+/// What a client outside dialled at a peer that may hand it on to this node: a VIP of both, or a node port at the peer's own address.
+fn dialled_at<'a>(snapshot: &'a Snapshot, peer: PeerId, key: &FrontendKey) -> Option<&'a Frontend> {
+    let node = &*snapshot.node;
+    if node.owns(key.addr) || within(&node.cluster_pod_cidrs, key.addr) {
+        return None;
+    }
+    let here = match snapshot.peers[peer.0 as usize].prefixes.lookup(key.addr) {
+        Some(()) => snapshot.services.get(&FrontendKey::at_a_peer(key.addr, key.port, key.protocol)),
+        None => None,
+    };
+    let vip = || snapshot.services.get(key).filter(|frontend| matches!(frontend.face, Face::LoadBalancer | Face::ExternalIp));
+    here.or_else(vip).filter(|frontend| frontend.service.external_policy == TrafficPolicy::Cluster)
 }
 
 /// The endpoint for a new connection.
@@ -251,6 +285,21 @@ fn choose<'a>(flows: &FlowTable<'_>, reach: &Reach<'a>, service: &ServicePort, t
     reach.pick.choose(reach.endpoints, hash, flows.loads())
 }
 
+/// The endpoint of this node for a connection that a peer handed on. The peer chose of the whole list by the same hash: where both know
+/// the same list this is the endpoint that it meant.
+fn choose_here<'a>(
+    flows: &FlowTable<'_>,
+    here: &Reach<'a>,
+    frontend: &'a Frontend,
+    node: &NodeTables,
+    tuple: &Tuple,
+    now: Now,
+) -> Option<&'a Backend> {
+    let whole = Reach::of(frontend, node, tuple.src, Sender::Outside);
+    let meant = choose(flows, &whole, &frontend.service, tuple, now);
+    meant.filter(|backend| here.endpoints.contains(backend)).or_else(|| choose(flows, here, &frontend.service, tuple, now))
+}
+
 /// To a service.
 fn dial(snapshot: &Snapshot, flows: &FlowTable<'_>, frontend: &Frontend, parsed: &Parsed, sender: Sender, now: Now) -> Decision {
     let (node, service) = (&*snapshot.node, &*frontend.service);
@@ -266,8 +315,14 @@ fn dial(snapshot: &Snapshot, flows: &FlowTable<'_>, frontend: &Frontend, parsed:
         return Decision::Refuse(DropReason::NoFlow, Say::Reject);
     }
     let reach = Reach::of(frontend, node, src, sender);
-    let Some(backend) = choose(flows, &reach, service, &parsed.tuple, now) else {
-        return if reach.policy == TrafficPolicy::Local && !service.cluster.is_empty() {
+    let chosen = match sender {
+        Sender::HandedOn(_) => choose_here(flows, &reach, frontend, node, &parsed.tuple, now),
+        _ => choose(flows, &reach, service, &parsed.tuple, now),
+    };
+    let Some(backend) = chosen else {
+        return if let Sender::HandedOn(_) = sender {
+            Decision::Refuse(DropReason::DirectReturnRefused, Say::Nothing)
+        } else if reach.policy == TrafficPolicy::Local && !service.cluster.is_empty() {
             Decision::Refuse(DropReason::NoBackendLocal, Say::Nothing)
         } else {
             Decision::Refuse(DropReason::NoBackendRejected, Say::Reject)
@@ -285,6 +340,13 @@ fn dial(snapshot: &Snapshot, flows: &FlowTable<'_>, frontend: &Frontend, parsed:
     let to = (backend.addr, backend.port);
     if speaks_overlay(snapshot, parsed.tuple.protocol, to) {
         return Decision::Refuse(DropReason::OverlayForged, Say::Nothing);
+    }
+    let load = if let Pick::LeastLoaded(_) = reach.pick { flows.loads().slot(backend.addr, backend.port) } else { LoadSlot::NONE };
+    let open = |kind, source, hop| {
+        Decision::Open(Opening { kind, opener: sender.opener(), service: service.id, to, source, hop, affinity: service.affinity, load })
+    };
+    if let Some(peer) = returns_directly(snapshot, frontend.face, &reach, &parsed.tuple, sender, backend, hop) {
+        return open(Kind::DirectReturn, Source::Keep, Hop::DirectReturn(peer));
     }
     // A node's own address already names this node: policy asks no more of the source.
     let policy_masquerades = reach.masquerade && sender != Sender::Node;
@@ -304,8 +366,29 @@ fn dial(snapshot: &Snapshot, flows: &FlowTable<'_>, frontend: &Frontend, parsed:
     } else {
         Source::Keep
     };
-    let load = if let Pick::LeastLoaded(_) = reach.pick { flows.loads().slot(backend.addr, backend.port) } else { LoadSlot::NONE };
-    Decision::Open(Opening { kind: Kind::Service, opener: sender.opener(), service: service.id, to, source, hop, affinity: service.affinity, load })
+    open(Kind::Service, source, hop)
+}
+
+/// The peer whose backend answers the client itself, where both nodes have it so and the peer will know what was dialled. A process on the
+/// other node itself answers past its gateway, and so not from the address that was dialled.
+fn returns_directly(
+    snapshot: &Snapshot,
+    face: Face,
+    reach: &Reach<'_>,
+    tuple: &Tuple,
+    sender: Sender,
+    backend: &Backend,
+    hop: Hop,
+) -> Option<PeerId> {
+    let Hop::Peer(peer) = hop else { return None };
+    let direct = snapshot.node.direct_return.as_ref()?;
+    let known_there = match face {
+        Face::LoadBalancer | Face::ExternalIp => true,
+        Face::NodePort => direct.addresses.contains(&tuple.dst),
+        Face::ClusterIp | Face::PeersNodePort | Face::HostPort => false,
+    };
+    let agreed = known_there && reach.masquerade && backend.place == Place::RemotePod && snapshot.peers[peer.0 as usize].direct_return;
+    (agreed && sender == Sender::Outside && admit::is_outside(snapshot, tuple.src)).then_some(peer)
 }
 
 /// Whether the backend's replies to the sender's own address pass this gateway by themselves. Where they do not, the source must be
@@ -315,7 +398,7 @@ fn returns_here(node: &NodeTables, src: Addr, sender: Sender, hop: Hop, backend:
         // Replies to a pod of this node come here from wherever they are sent.
         (Sender::Pod { .. }, _) => true,
         // A pod's replies to anybody but a pod elsewhere leave by its own node's gateway; a pod of another node by that one's.
-        (Sender::Node | Sender::Outside | Sender::Peer(_), Hop::Pod { .. }) => true,
+        (Sender::Node | Sender::Outside | Sender::Peer(_) | Sender::HandedOn(_), Hop::Pod { .. }) => true,
         // To this node's own address every pod replies through the overlay, a process on another node past it.
         (Sender::Node, Hop::Peer(_)) => backend.place == Place::RemotePod,
         // A process on this node replies to pods through the gateway (the cluster's ranges are routed to it), to all others past it.
@@ -345,7 +428,7 @@ fn quoting(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, pars
     }
     // A packet towards the quoted one's source is of the same flow as the error.
     let known = nat::quoted_tuple(packet.head, parsed).and_then(|quoted| flows.lookup(&quoted.reversed()));
-    if let Some(flow) = known {
+    if let Some(flow) = known.filter(|flow| may_follow(flow, sender)) {
         return Decision::Quoting(flow);
     }
     if packet.ingress == Ingress::Socket {
@@ -355,6 +438,7 @@ fn quoting(snapshot: &Snapshot, flows: &FlowTable<'_>, packet: &Packet<'_>, pars
         return Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing);
     }
     match (sender, hop(snapshot, parsed.tuple.dst)) {
+        (Sender::HandedOn(_), _) => Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing),
         (Sender::Peer(_), Ok(Hop::Peer(_) | Hop::Outside)) => Decision::Refuse(DropReason::OverlayForeignDestination, Say::Nothing),
         // An error has no ports to masquerade it by.
         (_, Ok(Hop::Outside)) => Decision::Refuse(DropReason::IcmpErrorUnmatched, Say::Nothing),
@@ -380,16 +464,23 @@ fn is_plausible(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sende
             // A peer's gateway speaks for what is behind it.
             Sender::Peer(peer) => snapshot.peers[peer.0 as usize].prefixes.lookup(dst).is_some(),
             // A router on the way may have any name.
-            Sender::Node | Sender::Outside => true,
+            Sender::Node | Sender::Outside | Sender::HandedOn(_) => true,
         }
 }
 
 /// Where a destination is reached.
+#[inline]
 pub fn hop(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
+    match snapshot.pods.get(dst) {
+        Some(pod) => Ok(hop_to_pod(pod)),
+        None => hop_elsewhere(snapshot, dst),
+    }
+}
+
+/// Where a destination is reached that is no pod of this node.
+fn hop_elsewhere(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
     let node = &*snapshot.node;
-    if let Some(pod) = snapshot.pods.get(dst) {
-        Ok(hop_to_pod(pod))
-    } else if node.owns(dst) {
+    if node.owns(dst) {
         Ok(Hop::Node)
     } else if let Some(peer) = snapshot.routes.lookup(dst) {
         Ok(Hop::Peer(PeerId(*peer)))
@@ -407,7 +498,7 @@ pub fn hop(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
 /// The hop to a pod of this node.
 #[inline]
 fn hop_to_pod(pod: &Pod) -> Hop {
-    Hop::Pod { mtu: pod.mtu, limited: pod.limits.is_some() }
+    Hop::Pod { mtu: pod.mtu, limited: pod.limits.is_some(), tun: pod.tun }
 }
 
 /// How what `src` says to the outside is masqueraded, if it is: a pod may be left out of it.
@@ -418,8 +509,20 @@ fn masquerade_of(snapshot: &Snapshot, src: Addr) -> Option<&Masquerade> {
 /// Where a packet of a known flow goes next. Replies to somebody outside go back the way the flow was opened, even where the opener's
 /// address is a peer's: a node that came past the overlay is answered past it.
 pub fn hop_of_flow(snapshot: &Snapshot, flow: &Flow) -> Result<Hop, DropReason> {
-    let to = flow.translated().dst;
-    match (flow.direction, flow.opener) {
+    if flow.kind == Kind::DirectReturn && flow.direction == Direction::Original {
+        return match hop(snapshot, flow.reply.src)? {
+            Hop::Peer(peer) => Ok(Hop::DirectReturn(peer)),
+            // Its address is a pod's of this node by now: the connection ended with the pod that had it.
+            _ => Err(DropReason::NoRoutePeer),
+        };
+    }
+    hop_back_or_on(snapshot, flow.direction, flow.opener, flow.translated().dst)
+}
+
+/// [`hop_of_flow`] of a packet that leaves for `to`.
+#[inline]
+pub(crate) fn hop_back_or_on(snapshot: &Snapshot, direction: Direction, opener: Opener, to: Addr) -> Result<Hop, DropReason> {
+    match (direction, opener) {
         (Direction::Reply, Opener::Host) if !snapshot.node.owns(to) => Ok(Hop::Outside),
         _ => hop(snapshot, to),
     }
@@ -428,9 +531,9 @@ pub fn hop_of_flow(snapshot: &Snapshot, flow: &Flow) -> Result<Hop, DropReason> 
 /// The way back to who sent a packet.
 fn way_back(snapshot: &Snapshot, src: Addr, sender: Sender) -> Hop {
     match sender {
-        Sender::Pod { .. } => snapshot.pods.get(src).map_or(Hop::Pod { mtu: 0, limited: false }, hop_to_pod),
+        Sender::Pod { .. } => snapshot.pods.get(src).map_or(Hop::Pod { mtu: 0, limited: false, tun: None }, hop_to_pod),
         Sender::Node => Hop::Node,
-        Sender::Outside => Hop::Outside,
+        Sender::Outside | Sender::HandedOn(_) => Hop::Outside,
         Sender::Peer(peer) => Hop::Peer(peer),
     }
 }
@@ -439,20 +542,32 @@ const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
-/// Whether a packet that fits a flow opens a new one in its place: a fresh SYN where the old connection has ended, or whose backend serves
-/// no more (semantics row 11).
-pub fn starts_anew(snapshot: &Snapshot, flows: &FlowTable<'_>, flow: &Flow, parsed: &Parsed) -> bool {
+/// Whether a packet that fits a flow opens a new one in its place, if it opens any.
+pub fn gives_way(snapshot: &Snapshot, flows: &FlowTable<'_>, flow: &Flow, parsed: &Parsed, sender: Sender) -> bool {
+    !may_follow(flow, sender) || starts_anew(snapshot, flows, flow, parsed)
+}
+
+/// Whether what a peer hands on may belong to this flow: to one that a client outside opened to an endpoint, here. One that would hand it on
+/// again could lead round in a circle.
+fn may_follow(flow: &Flow, sender: Sender) -> bool {
+    let from_outside = flow.kind == Kind::Service && flow.opener == Opener::Host && flow.direction == Direction::Original;
+    from_outside || !matches!(sender, Sender::HandedOn(_))
+}
+
+/// Whether a packet that fits a flow is a fresh SYN where the old connection has ended, or whose backend serves no more (semantics row 11).
+fn starts_anew(snapshot: &Snapshot, flows: &FlowTable<'_>, flow: &Flow, parsed: &Parsed) -> bool {
     let Transport::Tcp { flags, .. } = parsed.transport_kind else {
         return false;
     };
     let fresh = flags & (SYN | ACK | RST) == SYN && flow.direction == Direction::Original;
-    fresh && (flows.opens_anew(flow, flags) || flow.kind == Kind::Service && !still_serves(snapshot, flow))
+    fresh && (flows.opens_anew(flow, flags) || flow.is_of_a_service() && !still_serves(snapshot, flow))
 }
 
 /// Whether the backend of a service's flow is still one of the endpoints behind what was dialled.
 pub fn still_serves(snapshot: &Snapshot, flow: &Flow) -> bool {
     let key = FrontendKey { addr: flow.original.dst, port: flow.original.dst_port, protocol: flow.original.protocol };
-    snapshot.services.get(&key).is_some_and(|frontend| {
+    let at_a_peer = || snapshot.services.get(&FrontendKey::at_a_peer(key.addr, key.port, key.protocol));
+    snapshot.services.get(&key).or_else(at_a_peer).is_some_and(|frontend| {
         let is_it = |b: &Backend| b.addr == flow.reply.src && b.port == flow.reply.src_port;
         frontend.service.id == flow.service && (frontend.service.cluster.iter().any(is_it) || frontend.service.local.iter().any(is_it))
     })

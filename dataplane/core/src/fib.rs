@@ -5,8 +5,9 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::addr::Addr;
-use crate::fold::FoldMap;
+use crate::fold;
 use crate::shape::Limits;
+use crate::verdict::{TunId, Verdict};
 
 /// A map from prefixes to values with longest-prefix match, flattened to sorted disjoint ranges: a lookup is one binary search.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,12 +105,20 @@ pub struct Pod {
     pub masquerade: bool,
     /// What it may receive and send, if that is limited.
     pub limits: Option<Arc<Limits>>,
+    /// The TUN inside its namespace; none for a pod that hangs in the gateway's namespace by a veth.
+    pub tun: Option<TunId>,
 }
 
 impl Pod {
-    /// A pod that is masqueraded as the node is configured, and not limited.
+    /// A pod on a veth that is masqueraded as the node is configured, and not limited.
     pub fn new(mtu: u32) -> Pod {
-        Pod { mtu, masquerade: true, limits: None }
+        Pod { mtu, masquerade: true, limits: None, tun: None }
+    }
+
+    /// The way to it.
+    #[inline]
+    pub fn verdict(&self) -> Verdict {
+        self.tun.map_or(Verdict::ToPods, Verdict::ToPod)
     }
 }
 
@@ -121,39 +130,95 @@ impl PartialEq for Pod {
             (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
             _ => false,
         };
-        (self.mtu, self.masquerade) == (other.mtu, other.masquerade) && same_limits
+        (self.mtu, self.masquerade, self.tun) == (other.mtu, other.masquerade, other.tun) && same_limits
     }
 }
 
 impl Eq for Pod {}
 
-/// The pods of this node, by address.
-#[derive(Clone, Debug, Default)]
+/// The pods of this node, by address: each packet is looked up by its source, its destination or both.
+///
+/// Open addressing with linear probing in an index that is an eighth full at most: most pods are where their hash says, and a branch that
+/// cannot be foreseen costs a packet more than all the rest of a lookup.
+#[derive(Clone, Debug)]
 pub struct PodTable {
-    pods: Arc<FoldMap<Addr, Pod>>,
+    /// Numbers in `pods`, each and 1; 0 is an empty place. A power of two of them.
+    index: Arc<[u32]>,
+    pods: Arc<[(Addr, Pod)]>,
+}
+
+impl Default for PodTable {
+    fn default() -> PodTable {
+        PodTable::new([])
+    }
 }
 
 impl PodTable {
-    /// From the pods' addresses.
+    /// From the pods' addresses, each of which one pod has.
     pub fn new(pods: impl IntoIterator<Item = (Addr, Pod)>) -> PodTable {
-        PodTable { pods: Arc::new(pods.into_iter().collect()) }
+        let pods: Arc<[(Addr, Pod)]> = pods.into_iter().collect();
+        let mut index = vec![0; (8 * pods.len()).next_power_of_two()];
+        for (number, (addr, _)) in (1..).zip(pods.iter()) {
+            let mut place = PodTable::place(*addr, index.len());
+            while index[place] != 0 {
+                place = (place + 1) % index.len();
+            }
+            index[place] = number;
+        }
+        PodTable { index: index.into(), pods }
     }
 
     /// The pod that has `addr`.
     #[inline]
     pub fn get(&self, addr: Addr) -> Option<&Pod> {
-        self.pods.get(&addr)
+        let mut place = PodTable::place(addr, self.index.len());
+        loop {
+            let (other, pod) = self.pods.get((*self.index.get(place)? as usize).wrapping_sub(1))?;
+            if *other == addr {
+                return Some(pod);
+            }
+            place = (place + 1) & (self.index.len() - 1);
+        }
     }
 
-    /// Every address and its pod, in no order.
+    /// Every address and its pod, in the order given.
     pub fn iter(&self) -> impl Iterator<Item = (Addr, &Pod)> {
         self.pods.iter().map(|(addr, pod)| (*addr, pod))
+    }
+
+    /// Where the search for `addr` begins among `places`, a power of two.
+    #[inline]
+    fn place(addr: Addr, places: usize) -> usize {
+        fold::hash_u128(addr.0) as usize & (places - 1)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_are_found_by_their_addresses_and_by_no_others() {
+        let addr =
+            |n: u32| if n.is_multiple_of(2) { Addr::from_v4((0x0a20_0100 + n).to_be_bytes()) } else { Addr(0xfd00_0032 << 96 | u128::from(n)) };
+        for count in [0, 1, 2, 3, 250, 1_000] {
+            let pods = PodTable::new((0..count).map(|n| (addr(n), Pod::new(n))));
+            for n in 0..2 * count + 2 {
+                assert_eq!(pods.get(addr(n)).map(|pod| pod.mtu), (n < count).then_some(n));
+            }
+            assert!(pods.iter().map(|(_, pod)| pod.mtu).eq(0..count));
+        }
+    }
+
+    #[test]
+    fn a_search_among_a_nodes_pods_is_short() {
+        // 10.32.1.2 and on, and the same of IPv6, as IPAM hands them out.
+        let addrs = |n: u32| [Addr::from_v4((0x0a20_0102 + n).to_be_bytes()), Addr(0xfd00_0032_0001 << 80 | u128::from(n + 2))];
+        let pods = PodTable::new((0..250).flat_map(addrs).map(|addr| (addr, Pod::new(0))));
+        let at_home = |addr: Addr| pods.index[PodTable::place(addr, pods.index.len())] as usize;
+        let direct = pods.iter().enumerate().filter(|(n, (addr, _))| at_home(*addr) == n + 1).count();
+        assert!(direct > 450, "{direct} of 500 are where their hash says");
+    }
 
     #[test]
     fn the_longest_prefix_wins_and_the_outer_one_resumes_behind_it() {

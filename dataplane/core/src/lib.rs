@@ -43,7 +43,7 @@ pub mod affinity;
 pub mod balance;
 pub mod fib;
 pub mod shape;
-mod fold;
+pub mod fold;
 pub mod nat;
 pub mod icmp;
 pub mod verdict;

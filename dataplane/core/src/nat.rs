@@ -52,6 +52,55 @@ pub fn translate(head: &mut [u8], parsed: &Parsed, checksum: Checksum, to: &Tupl
     }
 }
 
+/// What a translation from one tuple to another changes in the sums of a packet, worked out once for all packets of a flow: of addresses in the
+/// low 16 bits, of ports in the high ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change(pub(crate) u32);
+
+impl Change {
+    /// From the tuple that packets come with to the one that they leave with, both of one family.
+    pub fn new(from: &Tuple, to: &Tuple) -> Change {
+        let addresses = Delta::addr(from.src, to.src) + Delta::addr(from.dst, to.dst);
+        let ports = Delta::word(from.src_port, to.src_port) + Delta::word(from.dst_port, to.dst_port);
+        Change(u32::from(addresses.folded()) | u32::from(ports.folded()) << 16)
+    }
+
+    #[inline]
+    fn addresses(self) -> Delta {
+        Delta::from_folded(self.0 as u16)
+    }
+
+    #[inline]
+    fn ports(self) -> Delta {
+        Delta::from_folded((self.0 >> 16) as u16)
+    }
+}
+
+/// [`translate`] of a whole TCP segment or UDP datagram that still has the tuple `change` was worked out for: nothing of it is read but
+/// its checksums.
+#[inline]
+pub fn translate_known(head: &mut [u8], parsed: &Parsed, checksum: Checksum, to: &Tuple, change: Change) {
+    ip::replace_addresses(head, to.src, to.dst, change.addresses());
+    let transport = &mut head[usize::from(parsed.transport)..];
+    let ports = u32::from(to.src_port) << 16 | u32::from(to.dst_port);
+    let is_tcp = matches!(parsed.transport_kind, Transport::Tcp { .. });
+    // The header that parse found, as far as it is written.
+    let field = if is_tcp {
+        let header = transport.first_chunk_mut::<{ tcp::HEADER_LEN }>().expect("a TCP header that parse found");
+        header[..4].copy_from_slice(&ports.to_be_bytes());
+        &mut header[tcp::CHECKSUM..tcp::CHECKSUM + 2]
+    } else {
+        let header = transport.first_chunk_mut::<{ udp::HEADER_LEN }>().expect("a UDP header that parse found");
+        header[..4].copy_from_slice(&ports.to_be_bytes());
+        &mut header[udp::CHECKSUM..udp::CHECKSUM + 2]
+    };
+    match checksum {
+        Checksum::Full if is_tcp => self::change(field, 0, change.addresses() + change.ports()),
+        Checksum::Full => change_udp(field, 0, change.addresses() + change.ports()),
+        Checksum::Partial => change_partial(field, 0, change.addresses()),
+    }
+}
+
 /// Translates an ICMP error: writes `outer`'s addresses outside and makes `quoted_to` of the packet inside, which is quoted as it was
 /// when it met the error's sender: with `quoted_to`'s source as its source. Leaves alone what is no ICMP error.
 pub fn translate_quoted(head: &mut [u8], parsed: &Parsed, outer: &Tuple, quoted_to: &Tuple) {

@@ -1,12 +1,15 @@
 //! A packet on its way through the pipeline: borrowed bytes, where they came in, and what the kernel said of them.
 
 use crate::addr::Addr;
+use crate::verdict::TunId;
 
 /// Where a packet came in. Arrival is known, not guessed: each side has a descriptor of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ingress {
-    /// The TUN `pods`, in the gateway's namespace: sent by a pod of this node.
+    /// The TUN `pods`, in the gateway's namespace: sent by a pod of this node that hangs there by a veth.
     Pods,
+    /// The TUN inside a pod's own namespace: sent by that pod, and by nobody else.
+    Pod(TunId),
     /// The TUN `host`, on the node: sent by the node itself or from outside.
     Host,
     /// A socket on the node that brings what no port rule can (reassembled datagrams, ICMP): otherwise as `Host`. Its sender cut it,
@@ -23,6 +26,17 @@ pub struct Outer {
     pub src: Addr,
     /// The ECN field of the outer header (the two low bits of the traffic class), RFC 6040.
     pub ecn: u8,
+    /// Which of the overlay's networks it came by.
+    pub network: Network,
+}
+
+/// The overlay's networks, told apart by their VNIs: what a packet's source and destination may be depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Pods and nodes speak for themselves.
+    Cluster,
+    /// A node hands on what a client outside sent to a service, as it came, to the node of the backend, which answers the client directly.
+    DirectReturn,
 }
 
 /// The state of the transport checksum of a packet.

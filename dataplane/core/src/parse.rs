@@ -312,7 +312,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::{Offload, Outer};
+    use crate::packet::{Network, Offload, Outer};
     use crate::testing::{self, More, flags};
 
     fn parse_from(bytes: &[u8], ingress: Ingress) -> Result<Parsed, DropReason> {
@@ -323,7 +323,7 @@ mod tests {
         parse_from(bytes, Ingress::Pods)
     }
 
-    const OVERLAY: Ingress = Ingress::Overlay(Outer { src: Addr::UNSPECIFIED, ecn: 0 });
+    const OVERLAY: Ingress = Ingress::Overlay(Outer { src: Addr::UNSPECIFIED, ecn: 0, network: Network::Cluster });
 
     fn kind(bytes: &[u8]) -> Transport {
         parse_bytes(bytes).unwrap().transport_kind

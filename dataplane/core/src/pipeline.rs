@@ -10,6 +10,8 @@
 //! 6. `departure`, where a pod has a bandwidth limit: refused, at once or later ([`crate::shape`])?
 //! 7. `send`: TTL and MTU of the way ahead, answered in the sender's terms; then translation in place ([`crate::nat`]).
 //!
+//! What most packets are, in the middle of a known flow with nothing the matter, takes stages 2 to 7 at once (`known`), to the same end.
+//!
 //! The worker acts on the verdict; on that of a packet that waits, when it is due. What the gateway says itself (ICMP errors, resets) and
 //! what it cut (fragments) is in the [`Outbox`]; an echo request to a VIP is turned round in place and leaves as any packet does.
 
@@ -20,20 +22,23 @@ use crate::counters::Counters;
 use crate::decide::{self, Decision, Hop, Opening, Say, Source, decide};
 use crate::encap;
 use crate::fib::within;
-use crate::flow::{Cursor, Direction, Flow, FlowTable, Hash, InsertError, Kind, NewFlow, Now, Stage};
+use crate::flow::{Cursor, Direction, Flow, FlowTable, Hash, InsertError, Kind, Likely, NewFlow, Now, Stage};
 use crate::fragment::{FragmentKey, FragmentLimits, FragmentTable, Tail};
 use crate::icmp::{self, Answer, Silence, TokenBucket};
 use crate::nat;
 use crate::offload;
-use crate::packet::{Gso, Ingress, Offload, Packet};
+use crate::packet::{Gso, Ingress, Network, Offload, Packet};
 use crate::parse::{Parsed, Transport, parse};
 use crate::shape::{self, Exceeded, Limits, Wait};
 use crate::snapshot::Snapshot;
 use crate::verdict::{Consumed, DropReason, Verdict, WorkerId};
+use crate::wire::ip;
 use crate::wire::tcp::{ACK, SYN};
 
+mod known;
 mod outbox;
 
+use known::follow_known;
 pub use outbox::{Bind, Egress, MasqueradePort, Outbox};
 
 /// What a batch is judged by.
@@ -60,7 +65,10 @@ pub struct Pipeline {
     worker: WorkerId,
     /// The place in its batch of the packet that is being judged.
     at: usize,
+    /// The batch's packets as `parse` found them.
     parsed: Vec<Result<(Parsed, Hash), DropReason>>,
+    /// Their flows, as far as one look at the index tells.
+    likely: Vec<Likely>,
     fragments: FragmentTable<Result<Onward, DropReason>>,
     /// Where free records are looked for; known with the first flow, since it begins in this worker's own part of the table.
     free_records: Option<Cursor>,
@@ -128,6 +136,7 @@ impl Pipeline {
             worker,
             at: 0,
             parsed: Vec::with_capacity(BATCH_LEN_MAX),
+            likely: Vec::with_capacity(BATCH_LEN_MAX),
             fragments: FragmentTable::new(FragmentLimits::default(), seed),
             free_records: None,
             sweep_at: 0,
@@ -143,31 +152,42 @@ impl Pipeline {
     pub fn run(&mut self, env: &Env<'_>, batch: &mut [Packet<'_>], verdicts: &mut Vec<Verdict>, outbox: &mut Outbox) {
         debug_assert!(batch.len() <= BATCH_LEN_MAX);
         verdicts.clear();
-        self.parsed.clear();
-        for packet in batch.iter() {
-            self.parsed.push(parse(packet).map(|parsed| (parsed, env.flows.hash(&parsed.tuple))));
-        }
-        // Fetched here, used below. In loops of their own the loads stand close together, so that the cache misses of a batch overlap.
-        for (_, hash) in self.parsed.iter().flatten() {
-            env.flows.warm(*hash);
-        }
-        for (_, hash) in self.parsed.iter().flatten() {
-            env.flows.warm_record(*hash);
-        }
-        for (at, packet) in batch.iter_mut().enumerate() {
+        // Borrowed from `self` for the batch, so that packets are judged where they lie.
+        let (mut parsed, mut likely) = (std::mem::take(&mut self.parsed), std::mem::take(&mut self.likely));
+        parsed.clear();
+        likely.clear();
+        // Fetched in one loop, used in the next: the cache misses of a batch overlap with each other and with its work.
+        parsed.extend(batch.iter().map(|packet| {
+            let parsed = parse(packet)?;
+            let hash = env.flows.hash(&parsed.tuple);
+            env.flows.warm(hash);
+            Ok((parsed, hash))
+        }));
+        likely.extend(parsed.iter().map(|parsed| match parsed {
+            Ok((parsed, hash)) => {
+                let likely = env.flows.likely(*hash);
+                env.flows.warm_record(&parsed.tuple, likely);
+                likely
+            }
+            Err(_) => Likely::NONE,
+        }));
+        for (at, ((packet, parsed), likely)) in batch.iter_mut().zip(&parsed).zip(&likely).enumerate() {
             self.at = at;
-            let verdict = match self.parsed[at] {
-                Ok((parsed, hash)) => self.judge(env, packet, &parsed, hash, outbox).unwrap_or_else(|reason| {
-                    env.counters.dropped(reason, offload::wire_packets(packet, &parsed).into());
-                    Verdict::Drop(reason)
-                }),
+            verdicts.push(match parsed {
+                Ok((parsed, hash)) => match follow_known(env, packet, parsed, *likely) {
+                    Some(verdict) => verdict,
+                    None => self.judge(env, packet, parsed, *hash, outbox).unwrap_or_else(|reason| {
+                        env.counters.dropped(reason, offload::wire_packets(packet, parsed).into());
+                        Verdict::Drop(reason)
+                    }),
+                },
                 Err(reason) => {
-                    env.counters.dropped(reason, 1);
-                    Verdict::Drop(reason)
+                    env.counters.dropped(*reason, 1);
+                    Verdict::Drop(*reason)
                 }
-            };
-            verdicts.push(verdict);
+            });
         }
+        (self.parsed, self.likely) = (parsed, likely);
     }
 
     /// Work between batches: fragments whose time is up, a step of the flow table's sweep. Call it every 10 to 100 ms.
@@ -242,11 +262,11 @@ impl Pipeline {
                     let to = (parsed.tuple.dst, parsed.tuple.dst_port);
                     let source = Source::Gateway(gateway);
                     let opening = Opening::plain(Kind::Relayed, sender, to, source, hop);
-                    self.open(env, packet, parsed, &opening, outbox)?
+                    self.open(env, packet, parsed, sender, opening, outbox)?
                 }
             },
             Decision::Known(flow) => self.follow(env, &flow, parsed)?,
-            Decision::Open(opening) => self.open(env, packet, parsed, &opening, outbox)?,
+            Decision::Open(opening) => self.open(env, packet, parsed, sender, opening, outbox)?,
             Decision::Quoting(flow) => {
                 let to = flow.translated();
                 let arriving = flow.arriving();
@@ -336,11 +356,19 @@ impl Pipeline {
     }
 
     /// Stage 5: a new flow. Inserting its reply tuple reserves the SNAT port.
-    fn open(&mut self, env: &Env<'_>, packet: &Packet<'_>, parsed: &Parsed, opening: &Opening, outbox: &mut Outbox) -> Result<Onward, DropReason> {
+    fn open(
+        &mut self,
+        env: &Env<'_>,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        sender: Sender,
+        opening: Opening,
+        outbox: &mut Outbox,
+    ) -> Result<Onward, DropReason> {
         let mut races = 0;
         let mut attempt = 0;
         // A client that keeps its source may, through two VIPs with one backend, need a port of ours after all.
-        let mut source = opening.source;
+        let (mut source, mut kind, mut hop) = (opening.source, opening.kind, opening.hop);
         loop {
             let (addr, port) = match source {
                 Source::Keep => (parsed.tuple.src, Some(parsed.tuple.src_port)),
@@ -355,8 +383,7 @@ impl Pipeline {
             };
             // An echo's identifier is the source port; its destination port stays 0.
             let reply = Tuple { src: opening.to.0, src_port: opening.to.1, dst: addr, dst_port: port, protocol: parsed.tuple.protocol };
-            let new =
-                NewFlow { original: parsed.tuple, reply, kind: opening.kind, opener: opening.opener, service: opening.service, load: opening.load };
+            let new = NewFlow { original: parsed.tuple, reply, kind, opener: opening.opener, service: opening.service, load: opening.load };
             // A look costs a fraction of an insertion that fails.
             if source != Source::Keep && env.flows.lookup(&reply).is_some() {
                 attempt += 1;
@@ -368,13 +395,13 @@ impl Pipeline {
                 Ok(flow) => {
                     env.counters.flows_created.add(1);
                     if matches!(source, Source::Masquerade(_)) && reply.protocol == protocol::UDP {
-                        let in_fragments = parsed.fragment.is_some() || offload::wire_len(packet, parsed) > mtu_of(env.snapshot, opening.hop);
+                        let in_fragments = parsed.fragment.is_some() || offload::wire_len(packet, parsed) > mtu_of(env.snapshot, hop);
                         let bind = if in_fragments { Bind::BeforeSending } else { Bind::Soon };
                         outbox.masquerade_port(MasqueradePort { flow: flow.at, reply, bind });
                     }
-                    return Ok(Onward { to: flow.translated(), hop: opening.hop, change: Change::Tuple });
+                    return Ok(Onward { to: flow.translated(), hop, change: Change::Tuple });
                 }
-                Err(InsertError::Exists(flow)) if decide::starts_anew(env.snapshot, &env.flows, &flow, parsed) => {
+                Err(InsertError::Exists(flow)) if decide::gives_way(env.snapshot, &env.flows, &flow, parsed, sender) => {
                     env.flows.end(flow.at);
                 }
                 Err(InsertError::Exists(flow)) => return self.follow(env, &flow, parsed),
@@ -389,6 +416,9 @@ impl Pipeline {
                         }
                         let gateway = env.snapshot.node.gateway_for(parsed.tuple.src).ok_or(DropReason::NoRouteFamily)?;
                         source = Source::Gateway(gateway);
+                        if let Hop::DirectReturn(peer) = hop {
+                            (kind, hop) = (Kind::Service, Hop::Peer(peer));
+                        }
                     }
                     self.search_on(env, attempt)?;
                     continue;
@@ -441,9 +471,8 @@ impl Pipeline {
         onward: &Onward,
         outbox: &mut Outbox,
     ) -> Result<Verdict, DropReason> {
-        // The kernel takes one from the TTL where it forwards from a TUN, to a veth or to an uplink; it would name the wrong address.
-        let kernel_forwards = matches!(onward.hop, Hop::Pod { .. } | Hop::Outside);
-        if kernel_forwards && parsed.ttl <= 1 && onward.change != Change::Reply {
+        let ttl = TtlTaken::of(packet.ingress, onward.hop);
+        if parsed.ttl <= ttl.by_all() && ttl.by_all() > 0 && onward.change != Change::Reply {
             self.say(env, packet, parsed, sender, Answer::TimeExceeded, outbox);
             return Err(DropReason::TtlExceeded);
         }
@@ -465,6 +494,9 @@ impl Pipeline {
             };
             nat::clamp_mss(packet.head, parsed, packet.offload.checksum, mss_for(mtu.min(way_back), parsed));
         }
+        if ttl.by_us > 0 && onward.change != Change::Reply {
+            ip::set_ttl(packet.head, parsed.ttl - ttl.by_us);
+        }
         match onward.change {
             Change::Tuple if onward.to != parsed.tuple => nat::translate(packet.head, parsed, packet.offload.checksum, &onward.to),
             Change::Tuple => {}
@@ -480,11 +512,7 @@ impl Pipeline {
             outbox.push_fragments(egress_of(onward.hop), packet, &sent, mtu, self.fragment_id)?;
             return Ok(Verdict::Consumed(Consumed::Fragmented));
         }
-        Ok(match onward.hop {
-            Hop::Pod { .. } => Verdict::ToPods,
-            Hop::Node | Hop::Outside => Verdict::ToHost,
-            Hop::Peer(peer) => Verdict::ToPeer(peer),
-        })
+        Ok(verdict_of(onward.hop))
     }
 
     /// The tails that came before their head, now that it is known what becomes of them.
@@ -535,7 +563,8 @@ impl Pipeline {
         let dst = parsed.tuple.dst;
         // Somebody outside can make nothing of a gateway's address: it hears from the node's address that it dialled. A reject always
         // comes from what was dialled.
-        let dialled = answer == Answer::PortUnreachable || sender == Sender::Outside && node.owns(dst);
+        let at_a_node = sender == Sender::Outside && node.owns(dst) || matches!(sender, Sender::HandedOn(_));
+        let dialled = answer == Answer::PortUnreachable || at_a_node;
         let Some(source) = (if dialled { Some(dst) } else { node.gateway_for(dst) }) else {
             return;
         };
@@ -602,7 +631,7 @@ fn may_be_cut(packet: &Packet<'_>, parsed: &Parsed) -> bool {
 fn mtu_of(snapshot: &Snapshot, hop: Hop) -> u32 {
     match hop {
         Hop::Pod { mtu, .. } => mtu,
-        Hop::Peer(peer) => snapshot.peers[peer.0 as usize].mtu,
+        Hop::Peer(peer) | Hop::DirectReturn(peer) => snapshot.peers[peer.0 as usize].mtu,
         Hop::Outside => snapshot.node.outside_mtu,
         Hop::Node => u32::MAX,
     }
@@ -614,20 +643,55 @@ fn mss_for(mtu: u32, parsed: &Parsed) -> u16 {
     mtu.saturating_sub(headers).clamp(536, u16::MAX as u32) as u16
 }
 
+/// What a packet's TTL loses from here on.
+#[derive(Clone, Copy)]
+struct TtlTaken {
+    /// On a pod's own TUN, where the gateway is the first router; on a veth the kernel has taken one on the way in.
+    by_us: u8,
+    /// Where it forwards from a TUN, to a veth or to an uplink. If it took the last one, it would name the wrong address.
+    by_kernel: u8,
+}
+
+impl TtlTaken {
+    #[inline]
+    fn of(ingress: Ingress, hop: Hop) -> TtlTaken {
+        TtlTaken {
+            by_us: u8::from(matches!(ingress, Ingress::Pod(_))),
+            by_kernel: u8::from(matches!(hop, Hop::Pod { tun: None, .. } | Hop::Outside)),
+        }
+    }
+
+    #[inline]
+    fn by_all(self) -> u8 {
+        self.by_us + self.by_kernel
+    }
+}
+
 /// The way back to a packet's sender.
 fn back_to(ingress: Ingress, sender: Sender) -> Egress {
     match (ingress, sender) {
-        (Ingress::Overlay(_), Sender::Peer(peer)) => Egress::Peer(peer),
+        (Ingress::Overlay(_), Sender::Peer(peer)) => Egress::Peer(peer, Network::Cluster),
         (Ingress::Pods, _) => Egress::Pods,
+        (Ingress::Pod(tun), _) => Egress::Pod(tun),
         _ => Egress::Host,
+    }
+}
+
+fn verdict_of(hop: Hop) -> Verdict {
+    match hop {
+        Hop::Pod { tun, .. } => tun.map_or(Verdict::ToPods, Verdict::ToPod),
+        Hop::Node | Hop::Outside => Verdict::ToHost,
+        Hop::Peer(peer) => Verdict::ToPeer(peer, Network::Cluster),
+        Hop::DirectReturn(peer) => Verdict::ToPeer(peer, Network::DirectReturn),
     }
 }
 
 fn egress_of(hop: Hop) -> Egress {
     match hop {
-        Hop::Pod { .. } => Egress::Pods,
+        Hop::Pod { tun, .. } => tun.map_or(Egress::Pods, Egress::Pod),
         Hop::Node | Hop::Outside => Egress::Host,
-        Hop::Peer(peer) => Egress::Peer(peer),
+        Hop::Peer(peer) => Egress::Peer(peer, Network::Cluster),
+        Hop::DirectReturn(peer) => Egress::Peer(peer, Network::DirectReturn),
     }
 }
 

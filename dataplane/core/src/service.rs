@@ -32,6 +32,9 @@ pub enum Face {
     LoadBalancer,
     /// An external IP: `externalTrafficPolicy` decides.
     ExternalIp,
+    /// A node port that a client dialled at a peer, which hands the packet on for direct return. Its address is that of
+    /// [`FrontendKey::at_a_peer`].
+    PeersNodePort,
     /// A pod's `hostPort`: leads to that pod alone, with the client's own address.
     HostPort,
 }
@@ -39,7 +42,7 @@ pub enum Face {
 impl Face {
     /// Whether the address that is dialled is the service's, and not the node's.
     pub const fn is_vip(self) -> bool {
-        !matches!(self, Face::NodePort | Face::HostPort)
+        !matches!(self, Face::NodePort | Face::PeersNodePort | Face::HostPort)
     }
 
     /// The name that operators know it by.
@@ -47,6 +50,7 @@ impl Face {
         match self {
             Face::ClusterIp => "ClusterIP",
             Face::NodePort => "NodePort",
+            Face::PeersNodePort => "NodePort at a peer",
             Face::LoadBalancer => "LoadBalancer",
             Face::ExternalIp => "ExternalIP",
             Face::HostPort => "HostPort",
@@ -125,6 +129,12 @@ impl FrontendKey {
     /// From the standard library's address.
     pub fn new(addr: IpAddr, port: u16, protocol: u8) -> FrontendKey {
         FrontendKey { addr: addr.into(), port, protocol }
+    }
+
+    /// The key of a node port wherever a peer has it, in the family of `like`: no packet is addressed to nobody.
+    pub fn at_a_peer(like: Addr, port: u16, protocol: u8) -> FrontendKey {
+        let nobody = if like.is_v4() { Addr::from_v4([0; 4]) } else { Addr::UNSPECIFIED };
+        FrontendKey { addr: nobody, port, protocol }
     }
 }
 

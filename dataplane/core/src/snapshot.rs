@@ -12,6 +12,7 @@ use ipnetwork::IpNetwork;
 use crate::addr::Addr;
 use crate::fib::{PodTable, PrefixMap};
 use crate::flow::Timeouts;
+use crate::packet::Network;
 use crate::service::ServiceTable;
 
 /// A snapshot's number: it grows by one with each publication.
@@ -64,6 +65,8 @@ pub struct NodeTables {
     pub overlay_port: u16,
     /// VNI of the overlay, 24 bits.
     pub overlay_vni: u32,
+    /// Whether clients outside are answered by the backend's node directly, and how; `None` switches it off, here and for peers.
+    pub direct_return: Option<DirectReturn>,
     /// MTU towards the outside, through the node's uplinks, in bytes.
     pub outside_mtu: u32,
     /// Whether connections opened from outside the cluster to a pod's address are let in.
@@ -75,6 +78,35 @@ pub struct NodeTables {
     pub probe_token: u64,
     /// How many workers share the fragments among them.
     pub workers: u16,
+}
+
+/// Direct return: what a client outside sends to a service goes to the backend's node as it is, and the reply leaves there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectReturn {
+    /// VNI of [`Network::DirectReturn`], 24 bits.
+    pub vni: u32,
+    /// The addresses of this node that peers know to be its: what is dialled there may be handed on.
+    pub addresses: Vec<Addr>,
+}
+
+/// The VNIs of the overlay's networks, 24 bits each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vnis {
+    /// Of [`Network::Cluster`].
+    pub cluster: u32,
+    /// Of [`Network::DirectReturn`], where this node takes part in it.
+    pub direct_return: Option<u32>,
+}
+
+impl Vnis {
+    /// The VNI of a network; of one that this node takes no part in, that of the cluster's.
+    #[inline]
+    pub fn of(&self, network: Network) -> u32 {
+        match network {
+            Network::Cluster => self.cluster,
+            Network::DirectReturn => self.direct_return.unwrap_or(self.cluster),
+        }
+    }
 }
 
 /// Masquerade of traffic that leaves the cluster.
@@ -110,6 +142,8 @@ pub struct Peer {
     pub mtu: u32,
     /// The sources that its inner packets may have: its pod ranges and node addresses.
     pub prefixes: Arc<PrefixMap<()>>,
+    /// Whether it takes what is handed on for direct return, by the VNI that this node has for it.
+    pub direct_return: bool,
 }
 
 impl Snapshot {
@@ -122,6 +156,12 @@ impl Snapshot {
 }
 
 impl NodeTables {
+    /// The VNIs of the overlay's networks.
+    #[inline]
+    pub fn vnis(&self) -> Vnis {
+        Vnis { cluster: self.overlay_vni, direct_return: self.direct_return.as_ref().map(|direct| direct.vni) }
+    }
+
     /// The gateway's address of the family of `like`.
     #[inline]
     pub fn gateway_for(&self, like: Addr) -> Option<Addr> {

@@ -6,13 +6,13 @@ use crate::addr::{Addr, Tuple, protocol};
 use crate::admit::{self, Sender};
 use crate::balance::Pick;
 use crate::decide::{self, Decision, Hop, Reach, Say, Source};
-use crate::flow::{Direction, FlowTable, Now};
-use crate::packet::{Ingress, Offload, Outer, Packet};
+use crate::flow::{Direction, FlowTable, Kind, Now};
+use crate::packet::{Ingress, Network, Offload, Outer, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::service::{FrontendKey, ServicePort};
 use crate::shape::{Limiter, Limits};
 use crate::snapshot::Snapshot;
-use crate::verdict::DropReason;
+use crate::verdict::{DropReason, PeerId};
 
 /// One stage of a packet's way and what happens there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple, now: Now)
             Sender::Pod { .. } => "the source is a pod of this node".into(),
             Sender::Node => "the source is this node itself".into(),
             Sender::Outside => "the source is outside the cluster".into(),
-            Sender::Peer(peer) => format!("the source belongs to peer {}", snapshot.peers[peer.0 as usize].name),
+            Sender::Peer(peer) | Sender::HandedOn(peer) => format!("the source belongs to peer {}", snapshot.peers[peer.0 as usize].name),
         },
     );
     let decision = decide::decide(snapshot, flows, &packet, &parsed, flows.hash(&parsed.tuple), sender, now);
@@ -105,6 +105,7 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple, now: Now)
         }
         Decision::Open(opening) => {
             let source = match opening.source {
+                Source::Keep if opening.kind == Kind::DirectReturn => "both by the gateway there; here the packet stays as it is".to_owned(),
                 Source::Keep => "the source stays".to_owned(),
                 Source::Gateway(addr) => format!("the source becomes the gateway's address {addr}, so that replies come back here"),
                 Source::Masquerade(addr) => format!("the source becomes the node's address {addr} with a masquerade port"),
@@ -144,12 +145,13 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple, now: Now)
     match hop {
         Ok(hop) => {
             let (way, verdict) = match hop {
-                Hop::Pod { mtu, .. } => (format!("a pod of this node, MTU {mtu}"), "written to the TUN of the pods"),
+                Hop::Pod { mtu, tun: None, .. } => (format!("a pod of this node, MTU {mtu}"), "written to the TUN of the pods"),
+                Hop::Pod { mtu, tun: Some(_), .. } => (format!("a pod of this node, MTU {mtu}"), "written to the pod's own TUN"),
                 Hop::Node => ("this node itself".into(), "written to the TUN of the host"),
                 Hop::Outside => (format!("outside, by the node's own routing, MTU {}", snapshot.node.outside_mtu), "written to the TUN of the host"),
-                Hop::Peer(peer) => {
-                    let peer = &snapshot.peers[peer.0 as usize];
-                    (format!("peer {} at {} port {}, MTU {}", peer.name, peer.underlay, peer.port, peer.mtu), "encapsulated and sent")
+                Hop::Peer(peer) => (describe_peer(snapshot, peer), "encapsulated and sent"),
+                Hop::DirectReturn(peer) => {
+                    (describe_peer(snapshot, peer), "encapsulated as it came and sent by the network for direct return: the reply leaves there")
                 }
             };
             note("next hop", way);
@@ -162,6 +164,11 @@ pub fn trace(snapshot: &Snapshot, flows: &FlowTable<'_>, tuple: Tuple, now: Now)
 
 fn drop_text(reason: DropReason) -> String {
     format!("dropped as {}: {}", reason.name(), reason.help().trim_end_matches('.'))
+}
+
+fn describe_peer(snapshot: &Snapshot, peer: PeerId) -> String {
+    let peer = &snapshot.peers[peer.0 as usize];
+    format!("peer {} at {} port {}, MTU {}", peer.name, peer.underlay, peer.port, peer.mtu)
 }
 
 fn describe_affinity(flows: &FlowTable<'_>, reach: &Reach<'_>, service: &ServicePort, client: Addr, timeout: Duration, now: Now) -> String {
@@ -193,11 +200,11 @@ fn bits(bits: u64) -> String {
 
 /// The side on which the owner of the source sends.
 fn ingress_of(snapshot: &Snapshot, tuple: &Tuple) -> Ingress {
-    if snapshot.pods.get(tuple.src).is_some() {
-        return Ingress::Pods;
+    if let Some(pod) = snapshot.pods.get(tuple.src) {
+        return pod.tun.map_or(Ingress::Pods, Ingress::Pod);
     }
     match snapshot.routes.lookup(tuple.src) {
-        Some(peer) => Ingress::Overlay(Outer { src: snapshot.peers[*peer as usize].underlay.into(), ecn: 0 }),
+        Some(peer) => Ingress::Overlay(Outer { src: snapshot.peers[*peer as usize].underlay.into(), ecn: 0, network: Network::Cluster }),
         None => Ingress::Host,
     }
 }
@@ -205,6 +212,7 @@ fn ingress_of(snapshot: &Snapshot, tuple: &Tuple) -> Ingress {
 fn describe_ingress(snapshot: &Snapshot, ingress: Ingress, tuple: &Tuple) -> String {
     match ingress {
         Ingress::Pods => format!("the TUN of the pods: {} is a pod here", tuple.src),
+        Ingress::Pod(_) => format!("the pod's own TUN: {} is a pod here", tuple.src),
         Ingress::Host | Ingress::Socket => format!("the TUN of the host, if the node's routing brings it: {} is no pod that is known", tuple.src),
         Ingress::Overlay(outer) => {
             let name = snapshot.peers.iter().find(|peer| crate::addr::Addr::from(peer.underlay) == outer.src).map_or("?", |peer| &*peer.name);

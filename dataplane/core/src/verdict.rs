@@ -1,14 +1,18 @@
 //! What becomes of a packet: one [`Verdict`] each, and a name for every drop.
 
+use crate::packet::Network;
+
 /// What becomes of a packet. Its bytes are edited where the verdict says to write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Write it to the TUN `pods`.
     ToPods,
+    /// Write it to the TUN inside a pod's namespace.
+    ToPod(TunId),
     /// Write it to the TUN `host`: for the node itself, or out through the node's own routing.
     ToHost,
-    /// Encapsulate it to a peer.
-    ToPeer(PeerId),
+    /// Encapsulate it to a peer, in this network.
+    ToPeer(PeerId, Network),
     /// It is for a gateway address: give it to the gateway's own network stack.
     ToNetstack,
     /// A fragment whose datagram another worker looks after.
@@ -36,6 +40,10 @@ pub enum Consumed {
 /// A peer's place in [`crate::snapshot::Snapshot::peers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u32);
+
+/// A pod's own TUN (attach mode tun): the number of its attachment, which no other has in the same boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TunId(pub u32);
 
 /// A worker's number, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +79,7 @@ drop_reasons! {
     BadChecksum = "bad_checksum", "The IPv4 header checksum, or the transport checksum of a segment that would have been merged, is wrong.";
     MartianSource = "martian_source", "The source can be nobody's: unspecified, loopback, multicast, broadcast, link-local or IPv4-mapped.";
     MartianDestination = "martian_destination", "The destination is not one that the gateway forwards to: multicast, broadcast, loopback or link-local.";
-    SpoofedByPod = "spoofed_by_pod", "A packet from the pods' side has a source that no pod of this node owns.";
+    SpoofedByPod = "spoofed_by_pod", "A packet from the pods' side has a source that its sender does not own.";
     SpoofedFromHost = "spoofed_from_host", "A packet from the node or from outside claims to come from a pod, a gateway address or a VIP.";
     IcmpForbidden = "icmp_forbidden", "A router advertisement, a redirect or a neighbour message was sent beyond its link.";
     OverlayUnknownPeer = "overlay_unknown_peer", "An overlay packet came from an underlay address that is no known peer's.";
@@ -79,6 +87,7 @@ drop_reasons! {
     OverlayForeignSource = "overlay_foreign_source", "A known peer sent an inner packet whose source belongs to somebody else.";
     OverlayForeignDestination = "overlay_foreign_destination", "A peer sent an inner packet for something that is not on this node: peers are not forwarded for.";
     OverlayCongestion = "overlay_congestion", "Congestion was marked on the outer header of a packet that does not understand ECN (RFC 6040 requires the drop).";
+    DirectReturnRefused = "direct_return_refused", "A peer handed on what a client sent to a service, but no node port or load balancer here has that address and port, or none of its endpoints is on this node.";
     OverlayForged = "overlay_forged", "A pod, or somebody through a service, sent to the overlay port of a node.";
     NoBackendLocal = "no_backend_local", "The service has the Local traffic policy and no usable endpoint on this node.";
     NoBackendRejected = "no_backend_rejected", "The service has no usable endpoint, or its VIP has no such port; the sender was told.";
@@ -111,6 +120,7 @@ drop_reasons! {
     HandOffFull = "hand_off_full", "The queue to the worker that looks after this fragment is full.";
     NetstackFull = "netstack_full", "The queue to the gateway's own network stack is full.";
     WritePods = "write_pods", "The kernel refused a write to the TUN `pods`.";
+    WritePod = "write_pod", "The kernel refused a write to the TUN inside a pod's namespace: its interface is down or gone, or its queue is closed.";
     WriteHost = "write_host", "The kernel refused a write to the TUN `host`.";
     SendOverlay = "send_overlay", "The kernel refused a datagram to a peer.";
 }

@@ -27,10 +27,10 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{Flock, FlockArg};
 use podgate_core::affinity;
 use podgate_core::balance::loads_for;
-use podgate_core::flow::{Bucket, FlowTable, Memory, Record, Recovered, layout};
+use podgate_core::flow::{Bucket, FlowTable, Memory, RECORDS_MAX, Record, Recovered, layout};
 
 /// Raise it when the meaning of a record, a bucket of either table, a load counter or the header changes, or their order.
-const LAYOUT_VERSION: u32 = 2;
+const LAYOUT_VERSION: u32 = 3;
 
 const MAGIC: [u8; 16] = *b"podgate flows\r\n\0";
 
@@ -126,7 +126,7 @@ impl FlowFile {
     pub fn open(path: impl AsRef<Path>, capacity: usize) -> Result<(FlowFile, Opened), FlowFileError> {
         let path = path.as_ref();
         let failed = |step| move |source: io::Error| FlowFileError::Io { path: path.to_owned(), step, source };
-        if !(1..u32::MAX as usize).contains(&capacity) {
+        if !(1..=RECORDS_MAX).contains(&capacity) {
             return Err(FlowFileError::Capacity(capacity));
         }
         let file = OpenOptions::new()
@@ -203,10 +203,28 @@ impl FlowFile {
                 buckets: std::slice::from_raw_parts(buckets.cast::<Bucket>(), self.buckets),
                 affinity: std::slice::from_raw_parts(affinity.cast::<affinity::Bucket>(), affinity_len),
                 loads: std::slice::from_raw_parts(loads.cast::<AtomicU64>(), loads_len),
+                fetch,
             }
         };
         FlowTable::new(self.key, memory)
     }
+}
+
+/// Brings the cache line of a word nearer without waiting for it.
+#[inline]
+pub fn fetch(word: &AtomicU64) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, for any address; no memory is accessed as far as the program can tell.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(word).cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above (Arm ARM C6.2, PRFM).
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) std::ptr::from_ref(word), options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    podgate_core::flow::touch(word);
 }
 
 /// What the first page says.

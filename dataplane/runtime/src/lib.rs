@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`netns`] | network namespaces as values |
 //! | [`tun`] | multi-queue TUN devices with offloads; [`vnet`] is the header before each frame |
+//! | [`pod_tun`] | TUNs inside pods' own namespaces |
 //! | [`udp`] | the overlay's sockets, superframes both ways |
 //! | [`sockets`] | reassembled datagrams and ICMP, which no port rule can bring |
 //! | [`flow_file`] | the memory of the flow table, which outlives the process |
@@ -60,6 +61,7 @@ mod link;
 pub mod netns;
 pub mod netstack;
 mod ports;
+pub mod pod_tun;
 pub mod publish;
 pub mod runtime;
 pub mod sockets;

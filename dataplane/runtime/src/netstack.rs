@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podgate_core::addr::Addr;
+use podgate_core::packet::Network;
 use podgate_core::snapshot::Snapshot;
 use podgate_core::verdict::{DropReason, PeerId, Verdict};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -42,14 +43,14 @@ const HTTP: u16 = 80;
 
 /// Where a packet from a gateway address goes: to a pod, to the peer that has the destination, else through the node's own routing.
 pub fn route_own(snapshot: &Snapshot, dst: Addr) -> Verdict {
-    if snapshot.pods.get(dst).is_some() {
-        Verdict::ToPods
+    if let Some(pod) = snapshot.pods.get(dst) {
+        pod.verdict()
     } else if snapshot.node.is_gateway(dst) {
         Verdict::Drop(DropReason::MartianDestination)
     } else if snapshot.node.owns(dst) {
         Verdict::ToHost
     } else if let Some(peer) = snapshot.routes.lookup(dst) {
-        Verdict::ToPeer(PeerId(*peer))
+        Verdict::ToPeer(PeerId(*peer), Network::Cluster)
     } else {
         Verdict::ToHost
     }

@@ -15,10 +15,21 @@ use crossbeam::epoch::{self, Atomic, Guard, Owned, Shared};
 use crossbeam::utils::CachePadded;
 use podgate_core::snapshot::{Generation, Snapshot};
 
-/// A snapshot under the root pointer, and a link for the list of those that are waiting to be freed.
+use crate::pod_tun::PodTuns;
+
+/// What workers see, under the root pointer, and a link for the list of those that are waiting to be freed.
 struct Node {
     snapshot: Arc<Snapshot>,
+    /// The pods' TUNs that it names, and perhaps more.
+    tuns: Arc<PodTuns>,
     next: AtomicPtr<Node>,
+}
+
+/// The tables of one batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Tables<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) tuns: &'a PodTuns,
 }
 
 struct Root {
@@ -47,8 +58,13 @@ pub struct Session<'a> {
 
 /// A publisher of `first` and `readers` readers of it. The snapshot is known before the first packet is read.
 pub fn channel(first: Arc<Snapshot>, readers: usize) -> (Publisher, Vec<Reader>) {
+    channel_with(first, Arc::default(), readers)
+}
+
+/// The same, with the pods' TUNs.
+pub(crate) fn channel_with(first: Arc<Snapshot>, tuns: Arc<PodTuns>, readers: usize) -> (Publisher, Vec<Reader>) {
     let root = Arc::new(Root {
-        current: Atomic::new(Node { snapshot: first, next: AtomicPtr::new(ptr::null_mut()) }),
+        current: Atomic::new(Node { snapshot: first, tuns, next: AtomicPtr::new(ptr::null_mut()) }),
         retired: AtomicPtr::new(ptr::null_mut()),
         seen: (0..readers).map(|_| CachePadded::new(AtomicU64::new(0))).collect(),
     });
@@ -62,10 +78,24 @@ impl Publisher {
     /// # Panics
     /// If its generation is not above the one in force: a generation names one snapshot.
     pub fn publish(&mut self, next: Arc<Snapshot>) {
-        let guard = epoch::pin();
+        self.publish_with(next, Arc::default());
+    }
+
+    /// The same, with the pods' TUNs.
+    pub(crate) fn publish_with(&mut self, next: Arc<Snapshot>, tuns: Arc<PodTuns>) {
         let generation = next.generation;
-        let node = Owned::new(Node { snapshot: next, next: AtomicPtr::new(ptr::null_mut()) });
         assert!(generation > self.generation(), "generation {} is not above {}", generation.0, self.generation().0);
+        self.replace(next, tuns);
+    }
+
+    /// Publishes the snapshot in force once more, with other TUNs.
+    pub(crate) fn publish_again(&mut self, tuns: Arc<PodTuns>) {
+        self.replace(self.current(), tuns);
+    }
+
+    fn replace(&mut self, next: Arc<Snapshot>, tuns: Arc<PodTuns>) {
+        let guard = epoch::pin();
+        let node = Owned::new(Node { snapshot: next, tuns, next: AtomicPtr::new(ptr::null_mut()) });
         // AcqRel: Release pairs with the Acquire load in `Session::refresh`, so that a reader sees the whole snapshot; Acquire so that the
         // node that comes back is whole for us.
         let before = self.root.current.swap(node, Ordering::AcqRel, &guard);
@@ -111,7 +141,7 @@ impl Publisher {
 /// A retired node's address on its way to the list.
 struct Retired(*mut Node);
 
-// SAFETY: a `Node` is a counted reference to a `Snapshot`, which is `Send + Sync`, and an atomic; the pointer is the only one left.
+// SAFETY: a `Node` is counted references to a `Snapshot` and to TUNs' descriptors, which are `Send + Sync`, and an atomic; the pointer is the only one left.
 unsafe impl Send for Retired {}
 
 impl Root {
@@ -170,14 +200,20 @@ impl Session<'_> {
     /// `repin` does not. So a reader that waits for packets holds what it saw last; it looks again within a tick.
     #[inline]
     pub fn refresh(&mut self) -> &Snapshot {
+        self.tables().snapshot
+    }
+
+    /// The same, with the pods' TUNs beside the snapshot.
+    #[inline]
+    pub(crate) fn tables(&mut self) -> Tables<'_> {
         self.guard.repin();
         // Acquire pairs with the AcqRel swap in `Publisher::publish`.
         let node: Shared<'_, Node> = self.reader.root.current.load(Ordering::Acquire, &self.guard);
         // SAFETY: the root is never null, and the guard keeps the node for as long as this borrow of the session lasts.
-        let snapshot: &Snapshot = unsafe { &node.deref().snapshot };
+        let node: &Node = unsafe { node.deref() };
         // Release pairs with the Acquire load in `Publisher::seen`.
-        self.reader.root.seen[self.reader.index].store(snapshot.generation.0, Ordering::Release);
-        snapshot
+        self.reader.root.seen[self.reader.index].store(node.snapshot.generation.0, Ordering::Release);
+        Tables { snapshot: &node.snapshot, tuns: &node.tuns }
     }
 }
 
@@ -208,6 +244,7 @@ pub(crate) mod tests {
                 snat_ports: 1024..=65535,
                 overlay_port: 4790,
                 overlay_vni: 1,
+                direct_return: None,
                 outside_mtu: 1500,
                 outside_to_pods: OutsideToPods::Allow,
                 timeouts: Default::default(),

@@ -14,7 +14,7 @@ use crossbeam::utils::CachePadded;
 use podgate_core::counters::Counters;
 use podgate_core::flow::FlowTable;
 use podgate_core::snapshot::{Generation, Snapshot};
-use podgate_core::verdict::WorkerId;
+use podgate_core::verdict::{TunId, WorkerId};
 
 use crate::clock;
 use crate::dhcp::Served;
@@ -22,6 +22,8 @@ pub use crate::dhcp::{DhcpClient, DhcpError};
 use crate::flow_file::FlowFile;
 use crate::netns::Netns;
 use crate::netstack::StatusPage;
+use crate::pod_tun::Patchbay;
+pub use crate::pod_tun::{PodTun, PodTunError, PodTunStatus};
 pub use crate::ports::PortProblem;
 use crate::ports::{DhcpWish, Ports, Wishes};
 use crate::publish::{self, Publisher};
@@ -29,7 +31,7 @@ use crate::tun::{Attachment, Queue, Tun, TunError};
 use crate::udp::Overlay;
 use crate::vnet::VnetHeader;
 pub use crate::worker::features::{FeatureState, FeatureStatus};
-use crate::worker::handoff::Pool;
+use crate::worker::handoff::{Inbox, Pool};
 pub use crate::worker::latency::Latency;
 use crate::worker::shared::Shared;
 use crate::worker::{self, Station};
@@ -38,10 +40,14 @@ use crate::worker::{self, Station};
 pub struct Options {
     /// For each worker the CPU that it is to run on, if any.
     pub workers: Vec<Option<usize>>,
+    /// For how long a worker that has nothing to do looks for more before it sleeps, at most. Worth it where there are processors to spare.
+    pub spin: Duration,
     /// The TUN `pods`, up, with as many queues as there are workers.
     pub pods: Tun,
     /// Its namespace.
     pub pods_netns: Netns,
+    /// The pods that have a TUN of their own, by the numbers that the snapshot names.
+    pub pod_tuns: Vec<(TunId, PodTun)>,
     /// The TUN `host`, up, with as many queues as there are workers.
     pub host: Tun,
     /// The overlay's sockets, for as many workers.
@@ -76,6 +82,9 @@ pub enum StartError {
         /// The workers.
         workers: usize,
     },
+    /// The pods' own TUNs.
+    #[error(transparent)]
+    PodTuns(#[from] PodTunError),
     /// The kernel refused a descriptor or a thread.
     #[error("cannot {step}: {source}; look at the limits of open files and threads (`ulimit -n -u`)")]
     System {
@@ -113,7 +122,7 @@ pub struct WorkerStatus {
 /// What the kernel dropped on our devices and sockets: rows beside the named drops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct KernelDrops {
-    /// Frames for the TUN `pods` that found its queue full.
+    /// Frames for the TUN `pods`, and for those inside pods, that found their queue full.
     pub pods_queue: u64,
     /// Frames for the TUN `host` that found its queue full.
     pub host_queue: u64,
@@ -128,6 +137,7 @@ pub struct Runtime {
     shared: Arc<Shared>,
     wishes: Arc<Wishes>,
     publisher: Mutex<Publisher>,
+    patchbay: Mutex<Patchbay>,
     cpus: Vec<Option<usize>>,
     pods_netns: Netns,
     host_netns: Netns,
@@ -141,7 +151,7 @@ pub struct Runtime {
 impl Runtime {
     /// Starts the workers. The calling thread is in the node's network namespace.
     pub fn start(options: Options) -> Result<Runtime, StartError> {
-        let Options { workers: cpus, mut pods, pods_netns, mut host, overlay, flows, snapshot, status_page, reserve } = options;
+        let Options { workers: cpus, spin, mut pods, pods_netns, pod_tuns, mut host, overlay, flows, snapshot, status_page, reserve } = options;
         let count = u16::try_from(cpus.len()).ok().filter(|count| *count > 0).ok_or(StartError::WorkerCount(cpus.len()))?;
         let (pods_queues, host_queues) = (take_queues(&mut pods, count)?, take_queues(&mut host, count)?);
         let system = |step| move |source| StartError::System { step, source };
@@ -161,12 +171,14 @@ impl Runtime {
             shared.offers.uso.absent();
         }
 
-        let (publisher, mut readers) = publish::channel(Arc::clone(&snapshot), usize::from(count) + 1);
+        let mut patchbay = Patchbay::new(count);
+        pod_tuns.into_iter().try_for_each(|(id, tun)| patchbay.insert(id, tun))?;
+        let (publisher, mut readers) = publish::channel_with(Arc::clone(&snapshot), patchbay.table(), usize::from(count) + 1);
         let ports_reader = readers.pop().expect("one reader more than workers");
         // Everything that can fail is done before the first thread starts, but for the threads themselves.
         let mut stations = Vec::new();
         for (index, (reader, receivers)) in readers.into_iter().zip(receivers).enumerate() {
-            let station = Station::new(&shared, WorkerId(index as u16), cpus[index], reader, receivers);
+            let station = Station::new(&shared, WorkerId(index as u16), cpus[index], reader, receivers, spin);
             stations.push(station.map_err(system("make a worker's poll"))?);
         }
         let wishes = Arc::new(Wishes::default());
@@ -177,6 +189,7 @@ impl Runtime {
             shared: Arc::clone(&shared),
             wishes,
             publisher: Mutex::new(publisher),
+            patchbay: Mutex::new(patchbay),
             pods_netns,
             host_netns,
             names: [pods.name.clone(), host.name.clone()],
@@ -202,12 +215,45 @@ impl Runtime {
     /// # Panics
     /// If its generation is not above the one in force.
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
-        self.publisher().publish(snapshot);
+        let tuns = self.patchbay().table();
+        self.publisher().publish_with(snapshot, tuns);
         // Idle workers take note at once, so that control does not wait for their next tick.
         for inbox in &self.shared.inboxes {
             inbox.wake();
         }
         self.shared.netstack.wake();
+    }
+
+    /// Takes a pod's own TUN into use, read by one worker and written by all, with the next publication: that of the snapshot that names it.
+    pub fn plug(&self, id: TunId, tun: PodTun) -> Result<(), PodTunError> {
+        self.patchbay().insert(id, tun)
+    }
+
+    /// Takes it out of use with the next publication. Its descriptor is closed by [`Runtime::close_unplugged`], when no worker has it any more.
+    pub fn unplug(&self, id: TunId) {
+        self.patchbay().remove(id);
+    }
+
+    /// Closes the TUNs that were unplugged and that no worker has any more. Costs nothing where there is none.
+    pub fn close_unplugged(&self) {
+        let mut patchbay = self.patchbay();
+        if patchbay.close_left() {
+            // What was published before may still hold them.
+            self.publisher().reclaim();
+            patchbay.close_left();
+        }
+    }
+
+    /// The pods' own TUNs in use.
+    pub fn pod_tuns(&self) -> Vec<PodTunStatus> {
+        self.patchbay().status()
+    }
+
+    /// Makes the snapshot in force the one that every batch from now on is judged by, with the pods' TUNs that were plugged and unplugged.
+    pub fn publish_again(&self) {
+        let tuns = self.patchbay().table();
+        self.publisher().publish_again(tuns);
+        self.shared.inboxes.iter().for_each(Inbox::wake);
     }
 
     /// The generation that each worker used last. A worker between two packets takes note of a new one within 50 ms.
@@ -330,7 +376,7 @@ impl Runtime {
     pub fn kernel_drops(&self) -> Result<KernelDrops, TunError> {
         let queue = |netns: &Netns, name: &str| Tun::losses(name, netns).map(|losses| losses.map_or(0, |losses| losses.queue_full));
         Ok(KernelDrops {
-            pods_queue: queue(&self.pods_netns, &self.names[0])?,
+            pods_queue: queue(&self.pods_netns, &self.names[0])? + self.patchbay().losses().queue_full,
             host_queue: queue(&self.host_netns, &self.names[1])?,
             overlay_sockets: self.shared.seats.iter().map(|seat| seat.socket_drops.load(Ordering::Relaxed)).sum(),
             port_sockets: self.wishes.kernel_drops.load(Ordering::Relaxed),
@@ -374,6 +420,11 @@ impl Runtime {
             // A worker's panics are caught; that of another thread has been printed.
             let _ = thread.join();
         }
+    }
+
+    fn patchbay(&self) -> std::sync::MutexGuard<'_, Patchbay> {
+        // Each of its changes is whole before anything can panic.
+        self.patchbay.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn publisher(&self) -> std::sync::MutexGuard<'_, Publisher> {

@@ -85,6 +85,24 @@ pub enum Attachment {
     Detached,
 }
 
+/// How many queues a device is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum QueueCount {
+    /// One, and further ones are refused.
+    One,
+    /// As many as are opened.
+    Many,
+}
+
+/// Whether a device is to be there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// It is made.
+    New,
+    /// It is there.
+    Found,
+}
+
 /// What [`Tun::remove`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removed {
@@ -254,30 +272,16 @@ impl Tun {
             }
         }
         let mut left = left.into_iter();
-        let queues = (0..queues).map(|_| left.next().map_or_else(|| Queue::open_here(&shared), |(_, fd)| Queue::of(fd, &shared)));
+        let queues = (0..queues).map(|_| left.next().map_or_else(|| Queue::open_here(&shared, QueueCount::Many), |(_, fd)| Queue::wrap(&shared, fd)));
         let queues = queues.collect::<Result<Vec<_>, _>>()?;
         let mut tun = Tun { name: name.to_owned(), queues, shared };
-        let size = VNET_HEADER_LEN as libc::c_int;
-        // SAFETY: the descriptor is an attached TUN queue; the kernel reads one int from the pointer.
-        unsafe { ioctl::set_vnet_header_size(tun.queues[0].as_raw_fd(), &size) }
-            .map_err(|errno| tun.shared.failed("setting the header's size (TUNSETVNETHDRSZ)")(errno.into()))?;
-        tun.offer_offloads()?;
+        tun.queues[0].agree()?;
         if found.is_none() {
             // The queues that exist already are resized with it (drivers/net/tun.c, tun_queue_resize).
             link::set_queue_len(name, QUEUE_LEN).map_err(tun.shared.failed("setting the length of its queues"))?;
         }
         tun.configure("making it persistent", tun::Device::persist)?;
         Ok(tun)
-    }
-
-    fn offer_offloads(&self) -> Result<(), TunError> {
-        let queue = &self.queues[0];
-        let base = OFFLOAD_CHECKSUM | OFFLOAD_TSO;
-        // USO4 and USO6 go together or not at all (drivers/net/tun.c, set_offload).
-        if queue.set_offloads(base | OFFLOAD_USO).is_err() {
-            queue.set_offloads(base).map_err(self.shared.failed("offering offloads (TUNSETOFFLOAD)"))?;
-        }
-        Ok(())
     }
 
     fn configure(&mut self, step: &'static str, f: impl FnOnce(&mut tun::Device) -> tun::Result<()>) -> Result<(), TunError> {
@@ -380,7 +384,76 @@ impl Queue {
         Ok(())
     }
 
-    fn open_here(shared: &Arc<Shared>) -> Result<Queue, TunError> {
+    /// Opens the only queue of the device `name` in the calling thread's namespace: of the persistent one that an earlier process left, or
+    /// of a new one, which is down.
+    pub(crate) fn open_single(name: &str, wanted: Wanted) -> Result<Queue, TunError> {
+        let shared = Arc::new(Shared { name: name.to_owned(), offloads: AtomicU8::new(0) });
+        let found = link::find(name).map_err(shared.failed("looking for it"))?;
+        match (&found, wanted) {
+            (Some(link), Wanted::Found) if i32::from(link.tun_type) != libc::IFF_TUN || link.multi_queue => return Err(wrong_kind(name, link)),
+            (Some(_), Wanted::New) => return Err(shared.failed("making it")(io::Error::from_raw_os_error(libc::EEXIST))),
+            (None, Wanted::Found) => return Err(shared.failed("looking for it")(io::Error::from_raw_os_error(libc::ENODEV))),
+            _ => {}
+        }
+        let mut queue = Queue::open_here(&shared, QueueCount::One)?;
+        queue.agree()?;
+        if found.is_none() {
+            link::set_queue_len(name, QUEUE_LEN).map_err(shared.failed("setting the length of its queue"))?;
+        }
+        queue.device.persist().map_err(|error| shared.failed("making it persistent")(error.into()))?;
+        Ok(queue)
+    }
+
+    /// Takes over a queue that another process has opened.
+    pub(crate) fn adopt(fd: OwnedFd) -> Result<Queue, TunError> {
+        if !is_the_drivers(&fd) {
+            return Err(unnamed("looking at it")(io::Error::new(io::ErrorKind::InvalidInput, "it is no TUN queue")));
+        }
+        let mut known = request("").map_err(unnamed("asking what it is"))?;
+        // SAFETY: the kernel writes one ifreq; on a descriptor that is no TUN it refuses.
+        unsafe { ioctl::interface(fd.as_raw_fd(), &mut known) }.map_err(|errno| unnamed("asking what it is (TUNGETIFF)")(errno.into()))?;
+        let name: Vec<u8> = known.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8).collect();
+        let name = String::from_utf8_lossy(&name).into_owned();
+        // SAFETY: TUNGETIFF fills the flags, a plain integer of the union.
+        let flags = libc::c_int::from(unsafe { known.ifr_ifru.ifru_flags });
+        let ours = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if flags & (ours | libc::IFF_TAP) != ours {
+            return Err(TunError::WrongKind { name, found: "a TUN that was opened in another way".to_owned() });
+        }
+        let shared = Arc::new(Shared { name, offloads: AtomicU8::new(0) });
+        let queue = Queue::wrap(&shared, fd)?;
+        queue.agree()?;
+        Ok(queue)
+    }
+
+    /// Closes the queue, whoever still has this value: from now on it is one that says nothing and swallows everything.
+    pub(crate) fn vacate(&self) -> io::Result<()> {
+        let nothing = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/null")?;
+        // SAFETY: both descriptors are open and stay ours; the second one's file changes, its number does not.
+        let moved = unsafe { libc::dup3(nothing.as_raw_fd(), self.as_raw_fd(), libc::O_CLOEXEC) };
+        if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// The interface's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Tells the kernel which header we read and write and which offloads we take: once for a device.
+    fn agree(&self) -> Result<(), TunError> {
+        let size = VNET_HEADER_LEN as libc::c_int;
+        // SAFETY: the descriptor is an attached TUN queue; the kernel reads one int from the pointer.
+        unsafe { ioctl::set_vnet_header_size(self.as_raw_fd(), &size) }
+            .map_err(|errno| self.shared.failed("setting the header's size (TUNSETVNETHDRSZ)")(errno.into()))?;
+        let base = OFFLOAD_CHECKSUM | OFFLOAD_TSO;
+        // USO4 and USO6 go together or not at all (drivers/net/tun.c, set_offload).
+        if self.set_offloads(base | OFFLOAD_USO).is_err() {
+            self.set_offloads(base).map_err(self.shared.failed("offering offloads (TUNSETOFFLOAD)"))?;
+        }
+        Ok(())
+    }
+
+    fn open_here(shared: &Arc<Shared>, count: QueueCount) -> Result<Queue, TunError> {
         let name = &shared.name;
         let driver = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/net/tun").map_err(|source| {
             match source.raw_os_error() {
@@ -391,21 +464,20 @@ impl Queue {
         })?;
         let fd = OwnedFd::from(driver);
         let mut request = request(name).map_err(shared.failed("naming it"))?;
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE) as libc::c_short;
+        let several = if count == QueueCount::Many { libc::IFF_MULTI_QUEUE } else { 0 };
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as libc::c_short;
         // SAFETY: the descriptor is /dev/net/tun, not attached yet; the kernel reads and writes one ifreq.
         unsafe { ioctl::set_interface(fd.as_raw_fd(), &mut request) }.map_err(|errno| match errno {
             nix::Error::EPERM => TunError::NotPermitted(name.clone()),
             nix::Error::EBUSY => TunError::Busy { name: name.clone(), queues: 1 },
             _ => shared.failed("opening a queue (TUNSETIFF)")(errno.into()),
         })?;
-        Queue::of(fd, shared)
+        Queue::wrap(shared, fd)
     }
 
-    /// The queue behind a descriptor that is one.
-    fn of(fd: OwnedFd, shared: &Arc<Shared>) -> Result<Queue, TunError> {
-        let name = &shared.name;
+    fn wrap(shared: &Arc<Shared>, fd: OwnedFd) -> Result<Queue, TunError> {
         let mut config = tun::Configuration::default();
-        config.tun_name(name).raw_fd(fd.into_raw_fd());
+        config.tun_name(&shared.name).raw_fd(fd.into_raw_fd());
         let wrapped = |error: tun::Error| shared.failed("wrapping a queue")(error.into());
         let device = tun::create(&config).map_err(wrapped)?;
         device.set_nonblock().map_err(shared.failed("making a queue non-blocking"))?;
@@ -456,9 +528,7 @@ const OFFLOAD_USO: u8 = 0x20 | 0x40;
 /// How `fd` is a queue of the device `name` in `netns`, opened as ours are, if it is one.
 fn as_queue_of(fd: &OwnedFd, name: &str, netns: &Netns) -> Option<Attachment> {
     const OURS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-    // Only files of the driver are asked: the request's number may mean something else to others.
-    let stat = nix::sys::stat::fstat(fd).ok()?;
-    if stat.st_mode & libc::S_IFMT != libc::S_IFCHR || (nix::sys::stat::major(stat.st_rdev), nix::sys::stat::minor(stat.st_rdev)) != DRIVER {
+    if !is_the_drivers(fd) {
         return None;
     }
     let mut found = request("").ok()?;
@@ -474,6 +544,12 @@ fn as_queue_of(fd: &OwnedFd, name: &str, netns: &Netns) -> Option<Attachment> {
     Some(if flags & libc::IFF_DETACH_QUEUE == 0 { Attachment::Attached } else { Attachment::Detached })
 }
 
+/// Whether a descriptor is a file of TUN's driver: others are not asked, since the numbers of its requests may mean something else to them.
+fn is_the_drivers(fd: &OwnedFd) -> bool {
+    use nix::sys::stat::{fstat, major, minor};
+    fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && (major(stat.st_rdev), minor(stat.st_rdev)) == DRIVER)
+}
+
 /// Character device of `/dev/net/tun` (`TUN_MINOR`, include/linux/miscdevice.h).
 const DRIVER: (u64, u64) = (10, 200);
 
@@ -486,6 +562,11 @@ fn set_attachment(queue: RawFd, attachment: Attachment) -> io::Result<()> {
     // SAFETY: the descriptor is a queue of a TUN; the kernel reads one ifreq from the pointer.
     unsafe { ioctl::set_queue(queue, &request) }?;
     Ok(())
+}
+
+/// What went wrong with a descriptor whose interface is not known.
+fn unnamed(step: &'static str) -> impl Fn(io::Error) -> TunError {
+    move |source| TunError::Io { name: "behind a descriptor".to_owned(), step, source }
 }
 
 fn wrong_kind(name: &str, link: &Link) -> TunError {

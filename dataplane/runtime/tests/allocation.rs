@@ -15,10 +15,10 @@ use podgate_core::fib::{Pod, PodTable, PrefixMap};
 use podgate_core::service::ServiceTable;
 use podgate_core::shape::{Limits, Rate};
 use podgate_core::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer, Snapshot};
-use podgate_core::verdict::DropReason;
+use podgate_core::verdict::{DropReason, TunId};
 use podgate_runtime::flow_file::FlowFile;
 use podgate_runtime::netns::Netns;
-use podgate_runtime::runtime::{Options, Reserve, Runtime};
+use podgate_runtime::runtime::{Options, PodTun, Reserve, Runtime};
 use podgate_runtime::tun::Tun;
 use podgate_runtime::udp::Overlay;
 
@@ -80,6 +80,7 @@ fn snapshot(generation: u64, limits: Option<&Arc<Limits>>) -> Arc<Snapshot> {
             snat_ports: 1024..=65535,
             overlay_port: 4790,
             overlay_vni: 1,
+            direct_return: None,
             outside_mtu: 1500,
             outside_to_pods: OutsideToPods::Allow,
             timeouts: Default::default(),
@@ -87,7 +88,10 @@ fn snapshot(generation: u64, limits: Option<&Arc<Limits>>) -> Arc<Snapshot> {
             workers: 1,
         }),
         services: ServiceTable::default(),
-        pods: PodTable::new([(addr("10.244.1.2"), Pod { limits: limits.cloned(), ..Pod::new(1400) })]),
+        pods: PodTable::new([
+            (addr("10.244.1.2"), Pod { limits: limits.cloned(), ..Pod::new(1400) }),
+            (addr("10.244.1.3"), Pod { tun: Some(TunId(1)), ..Pod::new(1400) }),
+        ]),
         routes: Arc::new(PrefixMap::new([(peer_prefix, 0)])),
         // The peer is this node itself, so what is sent to it comes back over the overlay and is dropped there by name.
         peers: Arc::new([Peer {
@@ -96,6 +100,7 @@ fn snapshot(generation: u64, limits: Option<&Arc<Limits>>) -> Arc<Snapshot> {
             port: 4790,
             mtu: 1400,
             prefixes: Arc::new(PrefixMap::new([(peer_prefix, ())])),
+            direct_return: false,
         }]),
         peer_by_underlay: Arc::new([(addr("127.0.0.1"), 0)]),
     })
@@ -118,17 +123,23 @@ fn a_worker_that_has_started_does_not_allocate() {
     // The pod is the gateway's namespace itself, behind the TUN: enough to make frames of every size.
     gateway.run(|| ["address add 10.244.1.2/32 dev pods", "route add default dev pods"].map(ip)).unwrap();
     node.run(|| ip("link set lo up")).unwrap();
+    // Another has a TUN of its own.
+    let own = Netns::anonymous().unwrap();
+    let own_tun = PodTun::make("eth0", &own).unwrap();
+    own.run(|| ["link set eth0 up", "address add 10.244.1.3/32 dev eth0", "route add default dev eth0"].map(ip)).unwrap();
     let path = std::env::temp_dir().join(format!("podgate-allocation-{}.flows", std::process::id()));
     let (flows, _) = FlowFile::open(&path, 1024).unwrap();
     let overlay = node.run(|| Overlay::open(&["127.0.0.1".parse().unwrap()], 4790, 1, Vec::new())).unwrap().unwrap();
     let options = Options {
         workers: vec![None],
         pods,
+        pod_tuns: vec![(TunId(1), own_tun)],
         pods_netns: gateway.try_clone().unwrap(),
         host,
         overlay,
         flows,
         snapshot: snapshot(1, None),
+        spin: std::time::Duration::ZERO,
         status_page: Arc::new(|| String::from("page")),
         reserve: Reserve::default(),
     };
@@ -171,6 +182,22 @@ fn a_worker_that_has_started_does_not_allocate() {
     for generation in 2..200 {
         runtime.publish(snapshot(generation, None));
         send(1);
+    }
+    // Pods with TUNs of their own send, come and go.
+    let owner = own.run(|| UdpSocket::bind("10.244.1.3:0").unwrap()).unwrap();
+    for round in 0..50 {
+        let before = seen();
+        for to in ["10.244.2.9:7", "10.244.1.2:7", "10.244.1.1:7", "192.0.2.9:7"] {
+            owner.send_to(&[7; 900], to).unwrap();
+        }
+        wait(before + 4);
+        socket.send_to(&[7; 900], "10.244.1.3:7").unwrap();
+        wait(before + 5);
+        runtime.plug(TunId(2 + round), PodTun::make("more", &own).unwrap()).unwrap();
+        runtime.publish_again();
+        runtime.unplug(TunId(2 + round));
+        runtime.publish_again();
+        PodTun::remove("more", &own).unwrap();
     }
     // The same with packets that wait, and some that may not: what leaves is 5 Mbit/s.
     let rate = Rate { bits_per_second: NonZeroU64::new(5_000_000).expect("not zero"), burst_bits: 0 };

@@ -1,7 +1,7 @@
 //! Every path × TCP, UDP, ICMP × IPv4, IPv6, in one packet and in fragments, with data compared byte for byte and the client's address
 //! as the backend sees it; then what the network says of itself: gateways, traceroute, path MTU.
 //!
-//! `PODGATE_WORKERS=N` runs it with that many workers.
+//! `PODGATE_WORKERS=N` runs it with that many workers, `PODGATE_ATTACH=tun` with pods in that mode.
 
 use std::process::ExitCode;
 

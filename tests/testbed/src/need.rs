@@ -21,6 +21,8 @@ pub enum Need {
     Directory(&'static str),
     /// A sandbox made by root, without a user namespace.
     Root,
+    /// That the real systemd can be booted in namespaces ([`crate::vm`]).
+    Systemd,
     /// All of these.
     All(&'static [Need]),
 }
@@ -36,6 +38,7 @@ impl Need {
             Need::Plugin(name) => plugin(name).is_none().then(|| format!("there is no CNI plugin `{name}` here")),
             Need::Directory(path) => (!Path::new(path).is_dir()).then(|| format!("there is no {path} here")),
             Need::Root => sandbox.is_some_and(|sandbox| !sandbox.is_privileged()).then(|| "it needs root".to_owned()),
+            Need::Systemd => Need::Root.missing(sandbox).or_else(|| sandbox.and_then(crate::vm::missing)),
             Need::All(needs) => needs.iter().find_map(|need| need.missing(sandbox)),
         }
     }

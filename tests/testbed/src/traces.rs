@@ -1,9 +1,11 @@
-//! What attachments leave on a node, to be compared before and after.
+//! What attachments leave on a node, and what a gateway leaves on its host, to be compared before and after.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs;
+use std::path::Path;
 
-use podgate::lab::{Lab, LabError, Node};
+use podgate::lab::{Lab, LabError, Machine, Node};
 use podgate::netlink::{Family, Netlink, NetlinkError, RouteSpec, RuleSpec, TABLE_MAIN};
 
 /// Interfaces, rules, routes and addresses on a node that come and go with attachments, each as a line for people.
@@ -64,6 +66,51 @@ impl Traces {
 impl fmt::Display for Traces {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|trace| writeln!(f, "  {trace}"))
+    }
+}
+
+/// Everything of a machine's network that a gateway could change: links, rules, routes, and the value of each sysctl.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host(BTreeSet<String>);
+
+impl Host {
+    /// As it is now.
+    pub fn of(machine: &Machine) -> Result<Host, LabError> {
+        let failed = |source| LabError::Netlink { machine: machine.name().to_owned(), source };
+        let netlink = machine.netlink()?;
+        let mut found: BTreeSet<String> = netlink.links().map_err(failed)?.into_iter().map(|link| format!("link {}", link.name)).collect();
+        for family in Family::BOTH {
+            found.extend(netlink.rules(family).map_err(failed)?.into_iter().map(|rule| format!("rule {family} {}", rule.spec)));
+            for table in [TABLE_MAIN, podgate::routing::HOST_TABLE, podgate::routing::CLUSTER_TABLE] {
+                let routes = netlink.routes(family, table).map_err(failed)?.into_iter();
+                // Those of link-local addresses come and go with interfaces.
+                let routes = routes.filter(|route| !route.spec.destination.to_string().starts_with("fe80"));
+                found.extend(routes.map(|route| format!("route {family} {}", route.spec)));
+            }
+        }
+        // /proc/sys/net is that of the thread that looks.
+        machine.run(|| sysctls(Path::new("/proc/sys/net"), &mut found))?;
+        Ok(Host(found))
+    }
+
+    /// What is there now and was not `before`, with `+`, and the other way round, with `-`.
+    pub fn differs(&self, before: &Host) -> Vec<String> {
+        let (come, gone) = (self.0.difference(&before.0), before.0.difference(&self.0));
+        come.map(|line| format!("+ {line}")).chain(gone.map(|line| format!("- {line}"))).collect()
+    }
+}
+
+/// Every sysctl below `path` that can be read, but for those that count something.
+fn sysctls(path: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            sysctls(&path, found);
+        } else if let Ok(value) = fs::read_to_string(&path)
+            && !path.ends_with("nf_conntrack_count")
+        {
+            found.insert(format!("sysctl {} = {}", path.display(), value.trim()));
+        }
     }
 }
 

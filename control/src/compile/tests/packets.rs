@@ -11,7 +11,7 @@ use podgate_core::addr::Tuple;
 use podgate_core::admit;
 use podgate_core::decide::{Decision, Hop, Say, Source, decide};
 use podgate_core::flow::{Now, OwnedFlows};
-use podgate_core::packet::{Ingress, Offload, Outer, Packet};
+use podgate_core::packet::{Ingress, Network, Offload, Outer, Packet};
 use podgate_core::parse::{Parsed, Transport};
 
 use super::*;
@@ -28,7 +28,7 @@ fn heard(compiled: &Compiled, protocol: u8, from: &str, to: &str) -> String {
     let src = Addr::from(from);
     let ingress = match (snapshot.pods.get(src), snapshot.routes.lookup(src)) {
         (Some(_), _) => Ingress::Pods,
-        (None, Some(peer)) => Ingress::Overlay(Outer { src: snapshot.peers[*peer as usize].underlay.into(), ecn: 0 }),
+        (None, Some(peer)) => Ingress::Overlay(Outer { src: snapshot.peers[*peer as usize].underlay.into(), ecn: 0, network: Network::Cluster }),
         (None, None) => Ingress::Host,
     };
     let transport_kind = if protocol == 6 { Transport::Tcp { flags: 0x02, header_len: 20 } } else { Transport::Udp };

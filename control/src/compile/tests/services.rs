@@ -60,6 +60,33 @@ fn every_face_of_a_dual_stack_service_is_served() {
 }
 
 #[test]
+fn a_node_port_is_known_at_peers_where_its_clients_may_be_answered_directly() {
+    let spec =
+        |policy| json!({"type": "NodePort", "clusterIP": "10.96.0.10", "externalTrafficPolicy": policy, "ports": [{"port": 80, "nodePort": 30080}]});
+    let compiled_with = |vni, policy, overlay| {
+        let mut local = local();
+        local.settings.direct_return_vni = vni;
+        let n2 = node("n2", &["10.244.2.0/24"], &["192.0.2.2"], json!({"podgate.io/overlay": overlay}));
+        fresh_for(&Arc::new(local), [n1(), n2, service("web", spec(policy))])
+    };
+    let at_a_peer = |compiled: &Compiled| compiled.snapshot.services.iter().filter(|(_, frontend)| frontend.face == Face::PeersNodePort).count();
+    let on = compiled_with(Some(2), "Cluster", "directReturnVni=2");
+    assert_eq!(at_a_peer(&on), 1);
+    assert!(frontend(&on, "0.0.0.0:30080").face == Face::PeersNodePort && on.snapshot.peers[0].direct_return);
+    let addresses = &on.snapshot.node.direct_return.as_ref().unwrap().addresses;
+    assert!(addresses.contains(&"192.0.2.1".parse::<std::net::IpAddr>().unwrap().into()));
+    assert!(
+        on.services().iter().all(|view| view.frontends.iter().all(|face| !face.address.starts_with("0.0.0.0"))),
+        "operators see what can be dialled"
+    );
+    assert!(!compiled_with(Some(2), "Cluster", "vni=1").snapshot.peers[0].direct_return, "the peer does not take part");
+    assert!(!compiled_with(Some(2), "Cluster", "directReturnVni=3").snapshot.peers[0].direct_return, "the peer has another VNI");
+    assert_eq!(at_a_peer(&compiled_with(Some(2), "Local", "directReturnVni=2")), 0, "only its own endpoints answer at each node");
+    let off = compiled_with(None, "Cluster", "directReturnVni=2");
+    assert!(at_a_peer(&off) == 0 && off.snapshot.node.direct_return.is_none() && !off.snapshot.peers[0].direct_return);
+}
+
+#[test]
 fn skipped_services_have_no_frontend() {
     let mut objects = vec![n1()];
     let ip = "10.96.0.10";

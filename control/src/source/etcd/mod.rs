@@ -105,7 +105,7 @@ pub(super) async fn start(config: &Config, etcd: &EtcdConfig, report: NodeReport
     if !known || timeout(look, contact.wait_for(|status| status.connected)).await.is_ok() {
         let _ = timeout(FIRST_LOOK, ready.wait_for(|tenure| !tenure.blocks.is_empty())).await;
     }
-    Ok(Source { state, status, announcement: None, tenure: Some(tenure), report, task })
+    Ok(Source { state, status, announcement: None, forwards: watch::Sender::new(false), tenure: Some(tenure), report, task })
 }
 
 /// The node's registration.

@@ -1,6 +1,6 @@
 //! This node among the others: its registration, its blocks, and how long it may rely on them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use ipnetwork::IpNetwork;
@@ -12,7 +12,7 @@ use super::store::{MACHINE_ANNOTATION, machine};
 use super::wire::{Compare, Op, TxnRequest};
 use super::{Follower, Membership};
 use crate::blocks::{Record, Step, View, held, next_step, proven};
-use crate::model::{OVERLAY_ANNOTATION, Object, UNDERLAY_ANNOTATION};
+use crate::model::{Announcement, Object};
 use crate::source::{SourceIssue, Tenure, manifest};
 
 /// A node is short of addresses of a family when fewer than this are free, or a quarter of a block where that is less: so many pods can come
@@ -194,14 +194,15 @@ impl Follower {
         let blocks: Vec<String> = held(self.store.ledger(), &self.node, &self.machine).iter().map(ToString::to_string).collect();
         let underlay: Vec<String> = report.underlay.iter().map(ToString::to_string).collect();
         let addresses: Vec<_> = underlay.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
-        let overlay = format!("port={},vni={},mtu={}", self.overlay.port, self.overlay.vni, report.underlay_mtu);
+        let mut annotations: BTreeMap<&str, String> = Announcement::annotations(&report.underlay, &self.overlay, report.underlay_mtu).into();
+        annotations.insert(MACHINE_ANNOTATION, self.machine.clone());
         let node = json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {
                 "name": self.node,
                 "labels": {"kubernetes.io/hostname": self.node},
-                "annotations": {UNDERLAY_ANNOTATION: underlay.join(","), OVERLAY_ANNOTATION: overlay, MACHINE_ANNOTATION: self.machine},
+                "annotations": annotations,
             },
             "spec": if blocks.is_empty() { json!({}) } else { json!({"podCIDR": blocks[0], "podCIDRs": blocks}) },
             "status": {"addresses": addresses},

@@ -15,6 +15,9 @@ use super::reflector::Update;
 use super::timing::Backoff;
 use crate::source::Announced;
 
+/// What of this node's own Node it is about.
+const ANNOTATIONS: &str = "annotations";
+
 /// Not more often than this: two gateways under one name must not load the server with their quarrel.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -60,7 +63,7 @@ impl Announcer {
             }
             if let Some(outcome) = outcome {
                 failed = outcome.is_err();
-                if self.updates.send(Update::Announced(outcome)).await.is_err() {
+                if self.updates.send(Update::Announced(ANNOTATIONS, outcome)).await.is_err() {
                     return;
                 }
                 if failed {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::condition::Network;
 use super::kinds::{KINDS, Kind, Read};
 use super::reflector::Update;
 use crate::model::{ClusterState, ObjectKey};
@@ -25,6 +26,8 @@ pub(super) struct Collector {
     pub statuses: watch::Sender<SourceStatus>,
     /// What this node's own annotations say, as the server has it; `None` while the server has no such node.
     pub own: watch::Sender<Option<[Option<String>; 2]>>,
+    /// What this node's own Node says of its network; `None` while the server has no such node.
+    pub network: watch::Sender<Option<Network>>,
     /// Is sent once every kind has been listed.
     pub all_listed: Option<oneshot::Sender<()>>,
     pub listed: BTreeSet<&'static str>,
@@ -34,8 +37,8 @@ pub(super) struct Collector {
     pub ailing: BTreeMap<&'static str, SourceIssue>,
     /// Objects that say something impossible.
     pub faults: BTreeMap<ObjectKey, SourceIssue>,
-    /// Why this node's announcement does not stand.
-    pub announcement: Option<SourceIssue>,
+    /// Why what this node says of itself does not stand, by what of it.
+    pub announcement: BTreeMap<&'static str, SourceIssue>,
 }
 
 impl Collector {
@@ -65,12 +68,14 @@ impl Collector {
             Update::Changed(read) => self.insert(read, state),
             Update::Gone(key) => self.remove(&key, state),
             Update::Health(kind, health) => self.health(kind, health),
-            Update::Announced(health) => {
-                let before = self.announcement.take();
-                self.announcement =
-                    health.err().map(|reason| SourceIssue { file: format!("{}/api/v1/nodes/{}", self.url, self.node), line: None, reason });
-                if let Some(issue) = self.announcement.as_ref().filter(|issue| before.as_ref() != Some(*issue)) {
-                    tracing::warn!("{issue}");
+            Update::Announced(what, health) => {
+                let before = self.announcement.remove(what);
+                if let Err(reason) = health {
+                    let issue = SourceIssue { file: format!("{}/api/v1/nodes/{}", self.url, self.node), line: None, reason };
+                    if before.as_ref() != Some(&issue) {
+                        tracing::warn!("{issue}");
+                    }
+                    self.announcement.insert(what, issue);
                 }
             }
         }
@@ -79,6 +84,7 @@ impl Collector {
     fn insert(&mut self, read: Read, state: &mut Arc<ClusterState>) {
         if self.is_own(&read.key) {
             self.own.send_if_modified(|own| own.replace(read.announced.clone()).as_ref() != Some(&read.announced));
+            self.network.send_if_modified(|network| std::mem::replace(network, read.network.clone()) != read.network);
         }
         match read.object {
             Ok(object) => {
@@ -103,6 +109,7 @@ impl Collector {
         self.faults.remove(key);
         if self.is_own(key) {
             self.own.send_replace(None);
+            self.network.send_replace(None);
         }
         if state.has(key) {
             Arc::make_mut(state).remove(key);
@@ -133,7 +140,7 @@ impl Collector {
         let all_listed = self.listed.len() == KINDS.len();
         let changed = !Arc::ptr_eq(&self.states.borrow(), &next);
         let last_change = if changed { Some(unix_now()) } else { self.statuses.borrow().last_change };
-        let issues = self.ailing.values().chain(self.faults.values()).chain(&self.announcement).cloned().collect();
+        let issues = self.ailing.values().chain(self.faults.values()).chain(self.announcement.values()).cloned().collect();
         let connected = all_listed && self.ailing.is_empty();
         let complete = all_listed || self.kept;
         let status = SourceStatus { kind: "kubernetes", connected, complete, errors: issues, last_change, objects: next.len() };

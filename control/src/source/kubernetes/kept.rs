@@ -67,8 +67,8 @@ fn node(node: &Node) -> Value {
     match announcement {
         Announcement::Silent => {}
         Announcement::None => metadata["annotations"] = json!({OVERLAY_ANNOTATION: "none"}),
-        Announcement::Overlay { underlay, port, vni, mtu } => {
-            let figures = [("port", port.map(u32::from)), ("vni", *vni), ("mtu", *mtu)];
+        Announcement::Overlay { underlay, port, vni, mtu, direct_return_vni } => {
+            let figures = [("port", port.map(u32::from)), ("vni", *vni), ("mtu", *mtu), ("directReturnVni", *direct_return_vni)];
             let figures: Vec<String> = figures.iter().filter_map(|(name, figure)| Some(format!("{name}={}", (*figure)?))).collect();
             metadata["annotations"] = json!({UNDERLAY_ANNOTATION: texts(underlay).join(","), OVERLAY_ANNOTATION: figures.join(",")});
         }

@@ -6,6 +6,7 @@ use k8s_openapi::api::networking::v1 as networking_v1;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::condition::Network;
 use crate::model::{ModelError, OVERLAY_ANNOTATION, Object, ObjectKey, ObjectName, UNDERLAY_ANNOTATION};
 
 /// A kind of object in the API server.
@@ -64,12 +65,15 @@ pub(super) struct Read {
     pub object: Result<Object, String>,
     /// What a node's annotations say of its gateway, word for word: underlay and overlay.
     pub announced: [Option<String>; 2],
+    /// What a node says of its network.
+    pub network: Option<Network>,
 }
 
 impl Kind {
     /// Reads an object of this kind. Without a name it is no object, and the whole answer is not to be trusted.
     pub fn read(&self, mut value: Value) -> Option<Read> {
         let key = self.key(&value)?;
+        let network = (self.path == NODES).then(|| Network::of(&value));
         trim(&mut value);
         let annotation = |name: &str| value.pointer("/metadata/annotations")?.get(name)?.as_str().map(str::to_owned);
         let announced = if self.path == NODES { [annotation(UNDERLAY_ANNOTATION), annotation(OVERLAY_ANNOTATION)] } else { [None, None] };
@@ -80,7 +84,7 @@ impl Kind {
             "ServiceCIDR" => decode(value, |cidr: networking_v1::ServiceCIDR| Object::from_service_cidr(&cidr)),
             _ => Ok(Object::Unenforced(key.clone())),
         };
-        Some(Read { key, object, announced })
+        Some(Read { key, object, announced, network })
     }
 
     /// The kind and name of an object of this kind.
@@ -130,6 +134,10 @@ mod tests {
         let read = KINDS[0].read(value).unwrap();
         assert_eq!(read.object.unwrap_err(), "podgate.io/overlay: `vni=x` is not understood; write port=4790,vni=1,mtu=1500, or none");
         assert_eq!(read.announced, [None, Some("vni=x".into())]);
+        assert_eq!(read.network, Some(Network::default()));
+        let conditions = json!([{"type": "Ready", "status": "True"}, {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}]);
+        let read = KINDS[0].read(json!({"metadata": {"name": "n1", "uid": "7"}, "status": {"conditions": conditions}})).unwrap();
+        assert_eq!(read.network, Some(Network { uid: "7".into(), status: Some("True".into()), reason: "NoRouteCreated".into() }));
     }
 
     #[test]

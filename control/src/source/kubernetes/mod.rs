@@ -1,7 +1,7 @@
 //! The Kubernetes API server as a source.
 //!
 //! Each kind has a `reflector` that lists and watches it; the `collector` makes one state of what they tell; the `announce`r keeps this
-//! node's own announcement on its Node. Nothing is published before every kind has been listed once: half a cluster would look like one
+//! node's own announcement on its Node, and the `condition`er that it has a network. Nothing is published before every kind has been listed once: half a cluster would look like one
 //! whose other half has been removed. What was published is on the disk as well (`kept`), for a gateway that starts while the server is away.
 //!
 //! What it may do is in `deploy/kubernetes/rbac.yaml`, and it needs exactly that.
@@ -9,6 +9,7 @@
 mod access;
 mod announce;
 mod collector;
+mod condition;
 mod kept;
 mod kinds;
 mod reflector;
@@ -33,6 +34,7 @@ pub use access::AccessError;
 use access::Server;
 use announce::Announcer;
 use collector::Collector;
+use condition::Conditioner;
 use kinds::KINDS;
 use reflector::{Reflector, Update};
 pub use timing::Timing;
@@ -93,6 +95,8 @@ async fn follow(server: Server, node: &str, (state_dir, look): (&Path, Duration)
     let (statuses, status) = watch::channel(first);
     let (own, found) = watch::channel(None);
     let (announcement, wanted) = watch::channel(None);
+    let (network, condition) = watch::channel(None);
+    let (forwards, ready) = watch::channel(false);
     let (listed, completed) = oneshot::channel();
     let collector = Collector {
         url: server.url.clone(),
@@ -100,12 +104,13 @@ async fn follow(server: Server, node: &str, (state_dir, look): (&Path, Duration)
         states,
         statuses,
         own,
+        network,
         all_listed: Some(listed),
         listed: BTreeSet::new(),
         kept: complete,
         ailing: BTreeMap::new(),
         faults: BTreeMap::new(),
-        announcement: None,
+        announcement: BTreeMap::new(),
     };
     // Dropping the set ends what is in it; it lives in the task that the source owns.
     let mut tasks = JoinSet::new();
@@ -113,15 +118,20 @@ async fn follow(server: Server, node: &str, (state_dir, look): (&Path, Duration)
         let known = keys.iter().filter(|key| &*key.kind == kind.name).cloned().collect();
         tasks.spawn(Reflector::new(kind, server.clone(), timing, jitter.split(), updates.clone(), known).run());
     }
+    let backoff = Backoff::new(&timing, jitter.split());
+    let (of_server, told) = (server.clone(), updates.clone());
+    let conditioner =
+        Conditioner { server: of_server, node: node.to_owned(), answer: timing.answer, backoff, ready, found: condition, updates: told };
+    tasks.spawn(conditioner.run());
     let announcer =
         Announcer { server, node: node.to_owned(), answer: timing.answer, backoff: Backoff::new(&timing, jitter.split()), wanted, found, updates };
     tasks.spawn(announcer.run());
     tasks.spawn(collector.run(received));
     tasks.spawn(kept::keep(cache, state.clone(), status.clone()));
     let task = tokio::spawn(async move { while tasks.join_next().await.is_some() {} });
-    // Its own Node is the API server's to describe, but for the announcement.
+    // Its own Node is the API server's to describe, but for the announcement and its network.
     let (report, _) = watch::channel(NodeReport::default());
-    let source = Source { state, status, announcement: Some(announcement), tenure: None, report, task };
+    let source = Source { state, status, announcement: Some(announcement), forwards, tenure: None, report, task };
     if !complete {
         completed.await.map_err(|_| SourceError::Ended)?;
     } else if timeout(look, completed).await.is_err() {

@@ -39,8 +39,8 @@ pub(super) enum Update {
     Gone(ObjectKey),
     /// Whether what is told of a kind is what the server has, and if not, why.
     Health(Kind, Result<(), String>),
-    /// Whether this node's own announcement stands.
-    Announced(Result<(), String>),
+    /// Whether a part of what this node says of itself on its own Node stands.
+    Announced(&'static str, Result<(), String>),
 }
 
 /// Follows one kind.

@@ -14,7 +14,7 @@
 //! Each step leaves the table in a state from which [`super::FlowTable::recover`] goes on.
 #![expect(clippy::result_large_err, reason = "an existing flow is as good an outcome as a new one, and of the same size")]
 
-use super::hash::{Hash, tuple_words};
+use super::hash::Hash;
 use super::index::Entry;
 use super::record::{Ctrl, State};
 use super::sync::{Ordering, fence};
@@ -73,6 +73,7 @@ impl<'a> FlowTable<'a> {
     ///
     /// With no free record within reach, the oldest half-open (or reset) flow within reach ends to make room; never an established one.
     pub fn insert(&self, new: &NewFlow, worker: WorkerId, now: Now, cursor: &mut Cursor) -> Result<Flow, InsertError> {
+        debug_assert_eq!(new.original.protocol, new.reply.protocol);
         if new.original == new.reply {
             return Err(InsertError::ReplyTaken);
         }
@@ -143,7 +144,6 @@ impl<'a> FlowTable<'a> {
 
     /// Another record that holds `key` and is in the race for it or has won. Aborted and dying ones are out of it: neither becomes live.
     fn rival(&self, key: &Tuple, hash: Hash, me: u32) -> Option<Rival> {
-        let words = tuple_words(key);
         for entry in self.index.candidates(hash) {
             let Some(record) = self.records.get(entry.record() as usize) else { continue };
             if entry.record() == me {
@@ -153,7 +153,7 @@ impl<'a> FlowTable<'a> {
             // was placed after our look at that place, hence after our fence, and will see ours. For the same reason it does no harm to
             // meet, behind such an entry, a record that is being written anew: at worst we abort it for nothing, and its owner tries again.
             let Some((ctrl, found)) = record.read() else { continue };
-            if !found.is(entry.direction(), &words) {
+            if !found.is(entry.direction(), key) {
                 continue;
             }
             match ctrl.state() {
@@ -179,7 +179,7 @@ impl Insertion<'_> {
     /// Steps 3 and 4, first half: the entry of one tuple. `false`: no place in either bucket.
     pub fn place(&self, direction: Direction) -> bool {
         let hash = self.hashes[direction as usize];
-        self.table.index.place(hash, Entry::new(hash, direction, self.index))
+        self.table.index.place(hash, Entry::new(direction, self.index))
     }
 
     /// Steps 3 and 4, second half: the tuple is ours alone, or why not.
@@ -234,7 +234,7 @@ impl Insertion<'_> {
     pub fn undo(self) {
         for direction in [Direction::Original, Direction::Reply] {
             let hash = self.hashes[direction as usize];
-            self.table.index.remove(hash, Entry::new(hash, direction, self.index));
+            self.table.index.remove(hash, Entry::new(direction, self.index));
         }
         self.table.records[self.index as usize].free(self.claimed);
     }

@@ -45,10 +45,10 @@ use crate::addr::{Tuple, protocol};
 use crate::balance::LoadSlot;
 
 pub use hash::Hash;
-pub use index::Bucket;
+pub use index::{Bucket, RECORDS_MAX};
 pub use insert::Cursor;
 pub use record::Record;
-pub use table::{FlowTable, Memory, OwnedFlows, Recovered, Swept, layout};
+pub use table::{Fetch, FlowTable, Hit, Likely, Memory, OwnedFlows, Recovered, Swept, layout, touch};
 
 /// Lifetimes of flows, as nf_conntrack's defaults unless configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +130,9 @@ pub enum Kind {
     OutsideToPod = 2,
     /// Somebody outside opened it to a pod of another node: its source is this node's gateway address.
     Relayed = 3,
+    /// A service's, whose packets go on untranslated to the node of the backend. Its replies leave there, so no tuple of it is met but
+    /// the original; the reply tuple says which backend was chosen.
+    DirectReturn = 4,
 }
 
 /// A flow to be created.
@@ -137,7 +140,7 @@ pub enum Kind {
 pub struct NewFlow {
     /// The opener's packets as they arrive: client to what it dialled.
     pub original: Tuple,
-    /// The answer's packets as they arrive: backend to the client as the backend sees it.
+    /// The answer's packets as they arrive: backend to the client as the backend sees it. Of the same protocol and family.
     pub reply: Tuple,
     /// Why it has a slot.
     pub kind: Kind,
@@ -195,6 +198,12 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// Whether a service chose where it goes.
+    #[inline]
+    pub fn is_of_a_service(&self) -> bool {
+        matches!(self.kind, Kind::Service | Kind::DirectReturn)
+    }
+
     /// The tuple that packets of this direction arrive with.
     #[inline]
     pub fn arriving(&self) -> Tuple {
@@ -208,6 +217,7 @@ impl Flow {
     #[inline]
     pub fn translated(&self) -> Tuple {
         match self.direction {
+            Direction::Original if self.kind == Kind::DirectReturn => self.original,
             Direction::Original => self.reply.reversed(),
             Direction::Reply => self.original.reversed(),
         }

@@ -4,22 +4,25 @@
 //! |---|---|---|
 //! | 0 | control: version(32) owner(16) state(8), see [`Ctrl`] | by compare-and-swap, or by whoever holds the record |
 //! | 1 | last packet, ms of the boot clock | while live, about once a second |
-//! | 2 | created, ms of the boot clock | before the commit |
-//! | 3 | life: version(32) seen(8) stage(8), see [`Life`] | while live, when it changes |
-//! | 4–8 | the original tuple; word 8 also has kind and opener | before the commit |
-//! | 9–13 | the reply tuple | before the commit |
+//! | 2 | life: version(32) seen(8) stage(8), see [`Life`] | while live, when it changes |
+//! | 3 | the number of the backend's load counter or 0 (32), family(8) opener(8) kind(8) protocol(8) | before the commit |
+//! | 4–5 | the low 32 bits of an address: destination, source; of the original tuple, of the reply tuple | before the commit |
+//! | 6 | ports: destination and source of the reply tuple, of the original tuple | before the commit |
+//! | 7 | how translation changes a sum, for either direction, see [`Change`] | before the commit |
+//! | 8–11 | the high 64 bits of the original tuple's source and destination, of the reply tuple's | before the commit |
+//! | 12–13 | bits 32 to 63 of an address, as 4–5 | before the commit |
 //! | 14 | the service's id | before the commit |
-//! | 15 | the number of the backend's load counter, or 0 | before the commit |
+//! | 15 | created, ms of the boot clock | before the commit |
 //!
-//! All that a packet of the original direction compares lies in the first cache line. Every bit pattern is a valid `Record`, so it may
-//! be mapped from a file; what a pattern means is checked where it is read.
+//! All that a packet of a known flow over IPv4 needs, in either direction, lies in the first cache line. Every bit pattern is a valid
+//! `Record`, so it may be mapped from a file; what a pattern means is checked where it is read.
 
-use super::hash::tuple_words;
 use super::sync::{AtomicU64, Ordering, fence};
 use super::tcp::Life;
 use super::{Direction, Flow, FlowRef, Kind, NewFlow, Now, Opener, Stage};
 use crate::addr::{Addr, Tuple};
 use crate::balance::LoadSlot;
+use crate::nat::Change;
 use crate::verdict::WorkerId;
 
 /// One flow: 128 bytes of atomics. All zeroes is a free record.
@@ -32,12 +35,15 @@ const _: () = assert!(size_of::<Record>() == 128);
 
 const CTRL: usize = 0;
 const LAST_SEEN: usize = 1;
-const CREATED: usize = 2;
-const LIFE: usize = 3;
-const ORIGINAL: usize = 4;
-const REPLY: usize = 9;
+const LIFE: usize = 2;
+const META: usize = 3;
+const LOWS: usize = 4;
+const PORTS: usize = 6;
+const CHANGES: usize = 7;
+const HIGHS: usize = 8;
+const MIDDLES: usize = 12;
 const SERVICE: usize = 14;
-const LOAD: usize = 15;
+const CREATED: usize = 15;
 
 /// `last_seen` is written only when it is this much out of date, so that the cache line of a busy flow stays shared between the workers.
 pub(super) const COARSE_MS: u64 = 1_000;
@@ -91,57 +97,150 @@ impl Ctrl {
     }
 }
 
+/// A tuple as a record holds it, without the protocol.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Packed {
+    lows: u64,
+    ports: u32,
+    highs: [u64; 2],
+    middles: u64,
+}
+
+impl Packed {
+    #[inline]
+    pub fn new(tuple: &Tuple) -> Packed {
+        let (src, dst) = (tuple.src.0, tuple.dst.0);
+        Packed {
+            lows: u64::from(src as u32) | u64::from(dst as u32) << 32,
+            ports: u32::from(tuple.src_port) | u32::from(tuple.dst_port) << 16,
+            highs: [(src >> 64) as u64, (dst >> 64) as u64],
+            middles: u64::from((src >> 32) as u32) | u64::from((dst >> 32) as u32) << 32,
+        }
+    }
+
+    /// What the other words are where both addresses are of IPv4.
+    #[inline]
+    fn v4(lows: u64, ports: u32) -> Packed {
+        const MIDDLES: u64 = 0x0000_ffff_0000_ffff;
+        Packed { lows, ports, highs: [0, 0], middles: MIDDLES }
+    }
+
+    #[inline]
+    pub fn tuple(&self, protocol: u8) -> Tuple {
+        let addr = |high: u64, shift: u32| {
+            Addr(u128::from(high) << 64 | u128::from((self.middles >> shift) as u32) << 32 | u128::from((self.lows >> shift) as u32))
+        };
+        Tuple {
+            src: addr(self.highs[0], 0),
+            dst: addr(self.highs[1], 32),
+            src_port: self.ports as u16,
+            dst_port: (self.ports >> 16) as u16,
+            protocol,
+        }
+    }
+}
+
+/// The word with kind, opener, family, protocol and load.
+#[derive(Clone, Copy)]
+struct Meta(u64);
+
+/// In [`Meta`]: both tuples are of IPv4.
+const V4: u64 = 4 << 24;
+/// In [`Meta`]: they are not.
+const V6: u64 = 6 << 24;
+
+impl Meta {
+    fn new(new: &NewFlow) -> Meta {
+        let family = if new.original.is_v4() && new.original.src.is_v4() && new.reply.is_v4() && new.reply.src.is_v4() { V4 } else { V6 };
+        Meta(new.load.0 << 32 | family | (new.opener as u64) << 16 | (new.kind as u64) << 8 | u64::from(new.original.protocol))
+    }
+
+    #[inline]
+    fn protocol(self) -> u8 {
+        self.0 as u8
+    }
+
+    #[inline]
+    fn is_v4(self) -> bool {
+        self.0 & 0xff << 24 == V4
+    }
+
+    #[inline]
+    fn is_direct_return(self) -> bool {
+        (self.0 >> 8) as u8 == Kind::DirectReturn as u8
+    }
+
+    fn kind(self) -> Option<Kind> {
+        Some(match (self.0 >> 8) as u8 {
+            0 => Kind::Service,
+            1 => Kind::Masquerade,
+            2 => Kind::OutsideToPod,
+            3 => Kind::Relayed,
+            4 => Kind::DirectReturn,
+            _ => return None,
+        })
+    }
+
+    #[inline]
+    fn opener(self) -> Option<Opener> {
+        Some(match (self.0 >> 16) as u8 {
+            0 => Opener::Pod,
+            1 => Opener::Host,
+            2 => Opener::Peer,
+            _ => return None,
+        })
+    }
+}
+
+/// What a packet of a known flow needs of its record, read at one moment.
+#[derive(Clone, Copy)]
+pub(super) struct Hit {
+    pub version: u32,
+    pub opener: Opener,
+    pub life: Life,
+    /// The tuple that it leaves with.
+    pub to: Tuple,
+    /// What that changes in a sum.
+    pub change: Change,
+}
+
 /// A record's words behind the control word, read at one moment.
 #[derive(Clone, Copy)]
 pub(super) struct Words([u64; 16]);
 
 impl Words {
-    pub fn is(&self, direction: Direction, key: &[u64; 5]) -> bool {
-        match direction {
-            Direction::Original => self.0[ORIGINAL..ORIGINAL + 4] == key[..4] && self.0[ORIGINAL + 4] & PORTS == key[4],
-            Direction::Reply => self.0[REPLY..REPLY + 5] == *key,
-        }
+    /// Whether the tuple of `direction` is this one.
+    #[inline]
+    pub fn is(&self, direction: Direction, tuple: &Tuple) -> bool {
+        self.packed(direction) == Packed::new(tuple) && self.meta().protocol() == tuple.protocol
     }
 
     pub fn tuple(&self, direction: Direction) -> Tuple {
-        let first = match direction {
-            Direction::Original => ORIGINAL,
-            Direction::Reply => REPLY,
-        };
-        let word = &self.0[first..first + 5];
-        Tuple {
-            src: Addr((word[0] as u128) << 64 | word[1] as u128),
-            dst: Addr((word[2] as u128) << 64 | word[3] as u128),
-            src_port: word[4] as u16,
-            dst_port: (word[4] >> 16) as u16,
-            protocol: (word[4] >> 32) as u8,
-        }
+        self.packed(direction).tuple(self.meta().protocol())
+    }
+
+    #[inline]
+    fn packed(&self, direction: Direction) -> Packed {
+        let at = direction as usize;
+        let ports = (self.0[PORTS] >> (32 * at)) as u32;
+        Packed { lows: self.0[LOWS + at], ports, highs: [self.0[HIGHS + 2 * at], self.0[HIGHS + 2 * at + 1]], middles: self.0[MIDDLES + at] }
+    }
+
+    #[inline]
+    fn meta(&self) -> Meta {
+        Meta(self.0[META])
     }
 
     /// The flow in it, if the words have a meaning (a file may hold anything).
     pub fn flow(&self, index: u32, version: u32, direction: Direction) -> Option<Flow> {
-        let meta = self.0[ORIGINAL + 4] >> 40;
-        let kind = match meta as u8 {
-            0 => Kind::Service,
-            1 => Kind::Masquerade,
-            2 => Kind::OutsideToPod,
-            3 => Kind::Relayed,
-            _ => return None,
-        };
-        let opener = match (meta >> 8) as u8 {
-            0 => Opener::Pod,
-            1 => Opener::Host,
-            2 => Opener::Peer,
-            _ => return None,
-        };
         let life = life_from(self.0[LIFE], version)?;
         Some(Flow {
             at: FlowRef { index, version },
             direction,
             original: self.tuple(Direction::Original),
             reply: self.tuple(Direction::Reply),
-            kind,
-            opener,
+            kind: self.meta().kind()?,
+            opener: self.meta().opener()?,
             service: self.0[SERVICE],
             stage: life.stage,
         })
@@ -156,12 +255,9 @@ impl Words {
     }
 
     pub fn load(&self) -> LoadSlot {
-        LoadSlot(self.0[LOAD])
+        LoadSlot(self.meta().0 >> 32)
     }
 }
-
-/// The bits of a tuple's last word: ports and protocol.
-const PORTS: u64 = (1 << 40) - 1;
 
 fn life_word(version: u32, life: Life) -> u64 {
     (version as u64) << 32 | (life.seen as u64) << 8 | life.stage as u64
@@ -208,16 +304,21 @@ impl Record {
         // control word tells it that the flow it began to read is gone. Without the fence the words could overtake the claim.
         fence(Ordering::Release);
         let store = |word: usize, value: u64| self.0[word].store(value, Ordering::Relaxed);
-        let mut original = tuple_words(&new.original);
-        original[4] |= (new.kind as u64) << 40 | (new.opener as u64) << 48;
-        for (first, words) in [(ORIGINAL, original), (REPLY, tuple_words(&new.reply))] {
-            words.into_iter().enumerate().for_each(|(n, word)| store(first + n, word));
-        }
+        let [original, reply] = [&new.original, &new.reply].map(Packed::new);
         store(LAST_SEEN, now.0);
-        store(CREATED, now.0);
-        store(LIFE, life_word(claimed.version(), Life::NEW));
+        store(LIFE, life_word(claimed.version(), Life::of(new.kind)));
+        store(META, Meta::new(new).0);
+        store(PORTS, u64::from(original.ports) | u64::from(reply.ports) << 32);
+        let changes = [(&new.original, &new.reply), (&new.reply, &new.original)].map(|(from, other)| Change::new(from, &other.reversed()).0);
+        store(CHANGES, u64::from(changes[0]) | u64::from(changes[1]) << 32);
+        for (at, packed) in [original, reply].into_iter().enumerate() {
+            store(LOWS + at, packed.lows);
+            store(MIDDLES + at, packed.middles);
+            store(HIGHS + 2 * at, packed.highs[0]);
+            store(HIGHS + 2 * at + 1, packed.highs[1]);
+        }
         store(SERVICE, new.service);
-        store(LOAD, new.load.0);
+        store(CREATED, now.0);
     }
 
     /// The control word and then the words, if its version was still the same afterwards. Of a record that was live at the first look they are
@@ -240,6 +341,39 @@ impl Record {
         (ctrl.state() == State::Live).then_some((ctrl.version(), words))
     }
 
+    /// What a packet with the tuple `from` needs, if this is its flow, in `direction`, live, and translates. As [`Record::read_live`], but of IPv4 only the
+    /// first cache line.
+    #[inline]
+    pub(super) fn hit(&self, direction: Direction, from: &Tuple) -> Option<Hit> {
+        let before = self.ctrl(Ordering::Acquire);
+        let load = |word: usize| self.0[word].load(Ordering::Relaxed);
+        let meta = Meta(load(META));
+        let (here, there) = (direction as usize, 1 - direction as usize);
+        let ports = load(PORTS);
+        let packed = |at: usize| {
+            let (lows, ports) = (load(LOWS + at), (ports >> (32 * at)) as u32);
+            if meta.is_v4() {
+                return Packed::v4(lows, ports);
+            }
+            Packed { lows, ports, highs: [load(HIGHS + 2 * at), load(HIGHS + 2 * at + 1)], middles: load(MIDDLES + at) }
+        };
+        let (arriving, other) = (packed(here), packed(there));
+        let (changes, life) = (load(CHANGES), load(LIFE));
+        // Pairs with the Release fence in `write`.
+        fence(Ordering::Acquire);
+        let same = self.ctrl(Ordering::Relaxed).version() == before.version();
+        if !same || before.state() != State::Live || meta.is_direct_return() || arriving != Packed::new(from) || meta.protocol() != from.protocol {
+            return None;
+        }
+        Some(Hit {
+            version: before.version(),
+            opener: meta.opener()?,
+            life: life_from(life, before.version())?,
+            to: other.tuple(from.protocol).reversed(),
+            change: Change((changes >> (32 * here)) as u32),
+        })
+    }
+
     /// Notes a packet at `now`.
     #[inline]
     pub(super) fn see(&self, now: Now) {
@@ -255,16 +389,16 @@ impl Record {
         self.0[LAST_SEEN].load(Ordering::Relaxed)
     }
 
-    /// The service's word: on the second cache line.
+    /// The lines that [`Record::hit`] reads, each by a word of it.
     #[inline]
-    pub(super) fn service(&self) -> u64 {
-        self.0[SERVICE].load(Ordering::Relaxed)
+    pub(super) fn lines(&self, is_v4: bool) -> impl Iterator<Item = &AtomicU64> {
+        self.0[CTRL..=if is_v4 { CTRL } else { HIGHS }].iter().step_by(HIGHS)
     }
 
     /// The IP protocol of the flow.
     #[inline]
     pub(super) fn protocol(&self) -> u8 {
-        (self.0[ORIGINAL + 4].load(Ordering::Relaxed) >> 32) as u8
+        Meta(self.0[META].load(Ordering::Relaxed)).protocol()
     }
 
     /// The life of the flow of this version.

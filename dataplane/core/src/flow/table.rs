@@ -2,14 +2,15 @@
 
 use std::fmt;
 
-use super::hash::{self, Hash, tuple_words};
-use super::index::{BUCKET_ENTRIES, Bucket, Buckets, Entry};
-use super::record::{COARSE_MS, Ctrl, Record, State, Words};
+use super::hash::{Hash, Key};
+use super::index::{BUCKET_ENTRIES, Bucket, Buckets, Entry, RECORDS_MAX};
+use super::record::{self, COARSE_MS, Ctrl, Record, State, Words};
 use super::sync::{AtomicU64, Ordering};
-use super::{Direction, Flow, FlowRef, FlowView, Now, Stage, Timeouts};
+use super::{Direction, Flow, FlowRef, FlowView, Now, Opener, Stage, Timeouts};
 use crate::addr::{Tuple, protocol};
 use crate::affinity::{self, AffinityTable};
 use crate::balance::{self, Loads};
+use crate::nat;
 use crate::verdict::WorkerId;
 
 /// The table: a view of borrowed memory, cheap to copy.
@@ -19,7 +20,18 @@ pub struct FlowTable<'a> {
     pub(super) index: Buckets<'a>,
     affinity: AffinityTable<'a>,
     loads: Loads<'a>,
-    key: [u64; 2],
+    key: Key,
+    fetch: Fetch,
+}
+
+/// Brings the cache line of a word nearer, for whoever needs it soon. A processor has an instruction for that which waits for nothing, and the
+/// language none that is safe: [`touch`] does without it.
+pub type Fetch = fn(&AtomicU64);
+
+/// A [`Fetch`] that reads the word. Where several stand together, their waits overlap.
+pub fn touch(word: &AtomicU64) {
+    // The value does not matter, so Relaxed; `black_box` keeps the load.
+    std::hint::black_box(word.load(Ordering::Relaxed));
 }
 
 /// The memory of a table.
@@ -33,6 +45,25 @@ pub struct Memory<'a> {
     pub affinity: &'a [affinity::Bucket],
     /// The backends' load counters, a power of two or none: then nothing is counted. See [`balance::loads_for`].
     pub loads: &'a [AtomicU64],
+    /// How a line of it is fetched.
+    pub fetch: Fetch,
+}
+
+/// Which record [`FlowTable::likely`] took for that of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Likely(Option<Entry>);
+
+impl Likely {
+    /// None.
+    pub const NONE: Likely = Likely(None);
+}
+
+/// A live flow as a packet of it needs it: a consistent copy. See [`Flow`] for all of it.
+#[derive(Clone, Copy)]
+pub struct Hit<'a> {
+    record: &'a Record,
+    direction: Direction,
+    found: record::Hit,
 }
 
 /// What one step of [`FlowTable::sweep`] did.
@@ -69,12 +100,19 @@ impl<'a> FlowTable<'a> {
     ///
     /// # Panics
     ///
-    /// If there is no record, or more than 2^32 - 2, or a number that is to be a power of two is not.
+    /// If there is no record, or more than [`RECORDS_MAX`], or a number that is to be a power of two is not.
     pub fn new(key: [u64; 2], memory: Memory<'a>) -> FlowTable<'a> {
-        let Memory { records, buckets, affinity, loads } = memory;
-        assert!(!records.is_empty() && records.len() < u32::MAX as usize, "a flow table has 1 to 2^32 - 2 records, not {}", records.len());
+        let Memory { records, buckets, affinity, loads, fetch } = memory;
+        assert!((1..=RECORDS_MAX).contains(&records.len()), "a flow table has 1 to {RECORDS_MAX} records, not {}", records.len());
         assert!(buckets.len().is_power_of_two() && buckets.len() >= 2, "the buckets of a flow table are a power of two, not {}", buckets.len());
-        FlowTable { records, index: Buckets(buckets), affinity: AffinityTable::new(key, affinity), loads: Loads::new(loads), key }
+        FlowTable {
+            records,
+            index: Buckets(buckets),
+            affinity: AffinityTable::new(key, affinity),
+            loads: Loads::new(loads),
+            key: Key::new(key),
+            fetch,
+        }
     }
 
     /// Which clients stick to which backends.
@@ -92,22 +130,35 @@ impl<'a> FlowTable<'a> {
     /// The hash of a tuple under this table's key.
     #[inline]
     pub fn hash(&self, tuple: &Tuple) -> Hash {
-        hash::hash(self.key, tuple)
+        self.key.hash(tuple)
     }
 
-    /// Brings the index entries of `hash` nearer: for a whole batch, before its lookups. See also [`FlowTable::warm_record`].
+    /// Brings the index entries of `hash` nearer: for a whole batch, before its lookups. See also [`FlowTable::likely`].
     #[inline]
     pub fn warm(&self, hash: Hash) {
-        self.index.warm(hash);
+        (self.fetch)(self.index.line(hash));
     }
 
-    /// Brings the record of `hash` nearer, if there seems to be one: for a whole batch, after `warm` and before its lookups.
+    /// Which record is likely that of a tuple with this hash, by one look at the index.
     #[inline]
-    pub fn warm_record(&self, hash: Hash) {
-        if let Some(record) = self.index.candidates(hash).next().and_then(|entry| self.records.get(entry.record() as usize)) {
-            std::hint::black_box(record.ctrl(Ordering::Relaxed));
-            std::hint::black_box(record.service());
+    pub fn likely(&self, hash: Hash) -> Likely {
+        Likely(self.index.likely(hash))
+    }
+
+    /// Brings a record nearer that is likely that of `tuple`: for a whole batch, before its lookups.
+    #[inline]
+    pub fn warm_record(&self, tuple: &Tuple, likely: Likely) {
+        if let Some(record) = likely.0.and_then(|entry| self.records.get(entry.record() as usize)) {
+            record.lines(tuple.is_v4()).for_each(self.fetch);
         }
+    }
+
+    /// The flow of `tuple`, if it is the one that [`FlowTable::likely`] found: what a packet of it needs, and no more.
+    #[inline]
+    pub fn hit(&self, tuple: &Tuple, likely: Likely) -> Option<Hit<'a>> {
+        let entry = likely.0?;
+        let record = self.records.get(entry.record() as usize)?;
+        Some(Hit { record, direction: entry.direction(), found: record.hit(entry.direction(), tuple)? })
     }
 
     /// The flow that has this tuple, in either direction.
@@ -122,10 +173,9 @@ impl<'a> FlowTable<'a> {
     /// indeed absent at some moment of the lookup.
     #[inline]
     pub fn lookup_hashed(&self, tuple: &Tuple, hash: Hash) -> Option<Flow> {
-        let key = tuple_words(tuple);
         self.index.candidates(hash).find_map(|entry| {
             let (version, words) = self.records.get(entry.record() as usize)?.read_live()?;
-            if words.is(entry.direction(), &key) { words.flow(entry.record(), version, entry.direction()) } else { None }
+            if words.is(entry.direction(), tuple) { words.flow(entry.record(), version, entry.direction()) } else { None }
         })
     }
 
@@ -287,7 +337,7 @@ impl<'a> FlowTable<'a> {
     fn forget(&self, index: u32, words: &Words) {
         for direction in [Direction::Original, Direction::Reply] {
             let hash = self.hash(&words.tuple(direction));
-            self.index.remove(hash, Entry::new(hash, direction, index));
+            self.index.remove(hash, Entry::new(direction, index));
         }
     }
 
@@ -299,7 +349,7 @@ impl<'a> FlowTable<'a> {
         }
         let placed = [(Direction::Original, &flow.original), (Direction::Reply, &flow.reply)].into_iter().all(|(direction, tuple)| {
             let hash = self.hash(tuple);
-            self.index.place(hash, Entry::new(hash, direction, index))
+            self.index.place(hash, Entry::new(direction, index))
         });
         if placed {
             self.loads.begin(words.load());
@@ -328,6 +378,42 @@ impl<'a> FlowTable<'a> {
     }
 }
 
+impl Hit<'_> {
+    /// Which way the packet goes.
+    #[inline]
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Where the opener sits.
+    #[inline]
+    pub fn opener(&self) -> Opener {
+        self.found.opener
+    }
+
+    /// The tuple that the packet leaves with.
+    #[inline]
+    pub fn to(&self) -> &Tuple {
+        &self.found.to
+    }
+
+    /// What that changes in a sum.
+    #[inline]
+    pub fn change(&self) -> nat::Change {
+        self.found.change
+    }
+
+    /// [`FlowTable::touch`] of this flow.
+    #[inline]
+    pub fn touch(&self, now: Now, tcp_flags: Option<u8>) {
+        self.record.see(now);
+        let life = self.found.life;
+        if life.after(self.direction, tcp_flags) != life {
+            self.record.advance(self.found.version, |life| life.after(self.direction, tcp_flags));
+        }
+    }
+}
+
 impl fmt::Debug for FlowTable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Neither a million records nor the key.
@@ -342,6 +428,7 @@ pub struct OwnedFlows {
     affinity: Box<[affinity::Bucket]>,
     loads: Box<[AtomicU64]>,
     key: [u64; 2],
+    fetch: Fetch,
 }
 
 impl OwnedFlows {
@@ -361,12 +448,21 @@ impl OwnedFlows {
             affinity: Box::default(),
             loads: Box::default(),
             key,
+            fetch: touch,
         }
+    }
+
+    /// The same with another way to fetch a line.
+    pub fn fetching_by(self, fetch: Fetch) -> OwnedFlows {
+        OwnedFlows { fetch, ..self }
     }
 
     /// The table.
     pub fn table(&self) -> FlowTable<'_> {
-        FlowTable::new(self.key, Memory { records: &self.records, buckets: &self.buckets, affinity: &self.affinity, loads: &self.loads })
+        FlowTable::new(
+            self.key,
+            Memory { records: &self.records, buckets: &self.buckets, affinity: &self.affinity, loads: &self.loads, fetch: self.fetch },
+        )
     }
 }
 

@@ -12,7 +12,7 @@
 //!
 //! Stages only ever advance. A fresh SYN after the end ([`opens_anew`]) is a new flow in a new record.
 
-use super::{Direction, Stage};
+use super::{Direction, Kind, Stage};
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
@@ -29,8 +29,16 @@ pub(super) struct Life {
 }
 
 impl Life {
-    /// The life of a flow that was just created.
-    pub const NEW: Life = Life { stage: Stage::Opening, seen: 0 };
+    /// The life of a flow that was just created. Where replies pass another node, what they would show here is taken as shown: the opener's
+    /// second packet establishes, and its FIN is as good as both.
+    pub const fn of(kind: Kind) -> Life {
+        let seen = match kind {
+            Kind::DirectReturn => Life::ANSWERED | Life::FIN_REPLY,
+            Kind::Service | Kind::Masquerade | Kind::OutsideToPod | Kind::Relayed => 0,
+        };
+        Life { stage: Stage::Opening, seen }
+    }
+
     /// The reply direction acknowledged something.
     const ANSWERED: u8 = 1;
     /// A FIN from the opener.
@@ -41,7 +49,7 @@ impl Life {
     /// The life after a packet in `direction`, which has these TCP flags (`None`: it is no TCP segment with a header).
     pub fn after(mut self, direction: Direction, tcp_flags: Option<u8>) -> Life {
         let Some(flags) = tcp_flags else {
-            if self.stage == Stage::Opening && direction == Direction::Reply {
+            if self.stage == Stage::Opening && (direction == Direction::Reply || self.seen & Life::ANSWERED != 0) {
                 self.stage = Stage::Established;
             }
             return self;
@@ -87,7 +95,7 @@ mod tests {
     use super::*;
 
     fn run(segments: &[(Direction, u8)]) -> Life {
-        segments.iter().fold(Life::NEW, |life, (direction, flags)| life.after(*direction, Some(*flags)))
+        segments.iter().fold(Life::of(Kind::Service), |life, (direction, flags)| life.after(*direction, Some(*flags)))
     }
 
     const HANDSHAKE: [(Direction, u8); 3] = [(Original, SYN), (Reply, SYN | ACK), (Original, ACK)];
@@ -145,7 +153,19 @@ mod tests {
 
     #[test]
     fn without_tcp_flags_an_answer_establishes() {
-        assert_eq!(Life::NEW.after(Original, None).stage, Stage::Opening);
-        assert_eq!(Life::NEW.after(Reply, None).stage, Stage::Established);
+        assert_eq!(Life::of(Kind::Service).after(Original, None).stage, Stage::Opening);
+        assert_eq!(Life::of(Kind::Service).after(Reply, None).stage, Stage::Established);
+    }
+
+    #[test]
+    fn where_replies_pass_another_node_the_opener_alone_lives_through_all_stages() {
+        let run = |flags: &[u8]| flags.iter().fold(Life::of(Kind::DirectReturn), |life, flags| life.after(Original, Some(*flags)));
+        assert_eq!(run(&[SYN, SYN]).stage, Stage::Opening, "retransmissions are no connection");
+        assert_eq!(run(&[SYN, ACK]).stage, Stage::Established);
+        let over = run(&[SYN, ACK, FIN | ACK]);
+        assert_eq!(over.stage, Stage::Closing);
+        assert!(over.opens_anew(Original, SYN));
+        assert!(!run(&[SYN, ACK]).opens_anew(Original, SYN));
+        assert_eq!(Life::of(Kind::DirectReturn).after(Original, None).stage, Stage::Established, "a second datagram");
     }
 }

@@ -520,12 +520,14 @@ proptest! {
         for op in ops {
             match op {
                 Op::Insert { original, reply } => {
+                    // Of one protocol.
+                    let reply = reply & !1 | original & 1;
                     let new = NewFlow { original: small_tuple(original), reply: small_tuple(reply), ..service(0) };
                     let before = oracle.lookup(&new.original);
                     match table.insert(&new, W, Now(now), &mut cursor) {
                         Ok(flow) => {
                             prop_assert!(before.is_none() && oracle.lookup(&new.reply).is_none() && new.original != new.reply);
-                            let known = Known { flow, life: tcp::Life::NEW, seen: now };
+                            let known = Known { flow, life: tcp::Life::of(flow.kind), seen: now };
                             prop_assert!(oracle.flows.insert(flow.at.index, known).is_none());
                             oracle.keys.insert(new.original, (flow.at.index, Direction::Original));
                             oracle.keys.insert(new.reply, (flow.at.index, Direction::Reply));
@@ -731,7 +733,9 @@ fn lookup_figures() {
                         table.warm(*hash);
                     }
                     if passes == 2 {
-                        hashes.iter().for_each(|hash| table.warm_record(*hash));
+                        batch.iter().zip(hashes).for_each(|(key, hash)| {
+                            table.warm_record(key, table.likely(hash));
+                        });
                     }
                     found += batch.iter().zip(hashes).filter(|(key, hash)| table.lookup_hashed(key, *hash).is_some()).count();
                 }

@@ -53,6 +53,12 @@ fn assert_translates(from: &[u8], to: &[u8], checksum: Checksum, tuple: &Tuple) 
     assert_eq!(bytes, to, "{tuple:?}\n left: {bytes:02x?}\nright: {to:02x?}");
     translate(&mut bytes, &before, checksum, &before.tuple);
     assert_eq!(bytes, from, "undone");
+    if matches!(before.transport_kind, Transport::Tcp { .. } | Transport::Udp) {
+        translate_known(&mut bytes, &before, checksum, tuple, Change::new(&before.tuple, tuple));
+        assert_eq!(bytes, to, "by a change that was known: {tuple:?}");
+        translate_known(&mut bytes, &before, checksum, &before.tuple, Change::new(tuple, &before.tuple));
+        assert_eq!(bytes, from, "undone by a change that was known");
+    }
 }
 
 #[test]

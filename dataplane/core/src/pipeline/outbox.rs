@@ -5,20 +5,22 @@ use crate::addr::Tuple;
 use crate::flow::FlowRef;
 use crate::fragment;
 use crate::icmp::Silence;
-use crate::packet::Packet;
+use crate::packet::{Network, Packet};
 use crate::parse::Parsed;
 use crate::shape::Wait;
-use crate::verdict::{DropReason, PeerId};
+use crate::verdict::{DropReason, PeerId, TunId};
 
 /// Where a packet that the pipeline made itself goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Egress {
     /// The TUN `pods`.
     Pods,
+    /// The TUN inside a pod's namespace.
+    Pod(TunId),
     /// The TUN `host`.
     Host,
-    /// A peer.
-    Peer(PeerId),
+    /// A peer, by this network of the overlay.
+    Peer(PeerId, Network),
 }
 
 /// A UDP flow that has just been masqueraded: a socket bound to the destination of its replies brings those that come in fragments, and

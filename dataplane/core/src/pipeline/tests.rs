@@ -10,15 +10,17 @@ use crate::fib::{Pod, PodTable, PrefixMap};
 use crate::flow::{Kind, Opener, OwnedFlows, Stage, Timeouts};
 use crate::packet::{Checksum, Outer};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, ServiceTable, TrafficPolicy};
-use crate::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer};
+use crate::snapshot::{DirectReturn, Generation, Masquerade, NodeTables, OutsideToPods, Peer};
 use crate::testing::{self, addr};
 use crate::verdict::PeerId;
 
 mod affinity;
+mod direct_return;
 mod hostile;
 mod life;
 mod limits;
 mod masquerade;
+mod own_tun;
 mod policy;
 mod random;
 mod way;
@@ -108,6 +110,7 @@ impl World {
             snat_ports: 1024..=65535,
             overlay_port: 4790,
             overlay_vni: 1,
+            direct_return: None,
             outside_mtu: 1500,
             outside_to_pods: OutsideToPods::Allow,
             timeouts: Timeouts::default(),
@@ -126,6 +129,7 @@ impl World {
                 port: 4790,
                 mtu: 1464,
                 prefixes: Arc::new(PrefixMap::new(peer_networks.iter().map(|network| (*network, ())))),
+                direct_return: false,
             }]
             .into(),
             peer_by_underlay: [(addr("192.0.2.2"), 0)].into(),
@@ -140,6 +144,20 @@ impl World {
         }
     }
 
+    /// Both nodes take part in direct return.
+    fn return_directly(&mut self) {
+        let node = Arc::make_mut(&mut self.snapshot.node);
+        node.direct_return = Some(DirectReturn { vni: 2, addresses: node.addresses.clone() });
+        self.snapshot.peers = self.snapshot.peers.iter().map(|peer| Peer { direct_return: true, ..peer.clone() }).collect();
+        let services = self.snapshot.services.clone();
+        let node_ports = services.iter().filter(|(_, frontend)| frontend.face == Face::NodePort);
+        let at_peers = node_ports.map(|(key, frontend)| {
+            let service = frontend.service.clone();
+            (FrontendKey::at_a_peer(key.addr, key.port, key.protocol), Some(Frontend { face: Face::PeersNodePort, service }))
+        });
+        self.snapshot.services = services.with(at_peers);
+    }
+
     /// Sends one packet and gives back its verdict and bytes, checksums verified.
     fn send(&mut self, ingress: Ingress, mut bytes: Vec<u8>) -> (Verdict, Vec<u8>) {
         let mut verdicts = Vec::with_capacity(1);
@@ -148,7 +166,7 @@ impl World {
             Env { snapshot: &self.snapshot, flows: self.flows.table(), now: self.now, now_ns: self.now.0 * 1_000_000, counters: &self.counters };
         let mut batch = [testing::packet(&mut bytes, ingress)];
         self.pipeline.run(&env, &mut batch, &mut verdicts, &mut self.outbox);
-        if let Verdict::ToPods | Verdict::ToHost | Verdict::ToPeer(_) = verdicts[0] {
+        if let Verdict::ToPods | Verdict::ToPod(_) | Verdict::ToHost | Verdict::ToPeer(..) = verdicts[0] {
             testing::verify(&bytes);
         }
         self.outbox.iter().for_each(|(_, bytes)| testing::verify(bytes));
@@ -187,8 +205,8 @@ fn reply(protocol: u8, tuple: &Tuple) -> Vec<u8> {
     if protocol == protocol::TCP { testing::tcp(&src, &dst, SYN | ACK, &[]) } else { testing::udp(&src, &dst, b"answer") }
 }
 
-const PEER: Ingress = Ingress::Overlay(Outer { src: Addr::from_v4([192, 0, 2, 2]), ecn: 0 });
-const TO_PEER: Verdict = Verdict::ToPeer(PeerId(0));
+const PEER: Ingress = Ingress::Overlay(Outer { src: Addr::from_v4([192, 0, 2, 2]), ecn: 0, network: Network::Cluster });
+const TO_PEER: Verdict = Verdict::ToPeer(PeerId(0), Network::Cluster);
 
 /// Every way through the gateway for TCP and UDP: what is dialled, where it goes, whom the backend sees; then the reply comes back the
 /// same way and says what was dialled.
@@ -342,7 +360,7 @@ fn refusals_have_their_names_and_tell_the_sender_where_they_should() {
         (PEER, opener(protocol::UDP, "10.32.1.11:5000", "10.32.1.10:53"), DropReason::OverlayForeignSource, None),
         (PEER, opener(protocol::UDP, "203.0.113.9:5000", "10.32.1.10:53"), DropReason::OverlayForeignSource, None),
         (
-            Ingress::Overlay(Outer { src: Addr::from_v4([192, 0, 2, 66]), ecn: 0 }),
+            Ingress::Overlay(Outer { src: Addr::from_v4([192, 0, 2, 66]), ecn: 0, network: Network::Cluster }),
             opener(protocol::UDP, "10.32.2.11:5000", "10.32.1.10:53"),
             DropReason::OverlayUnknownPeer,
             None,
@@ -471,7 +489,7 @@ fn what_may_be_cut_is_cut_to_the_mtu_of_the_way_ahead() {
     let pieces = world.answers();
     assert!(pieces.len() >= 3);
     for (egress, bytes) in &pieces {
-        assert_eq!(*egress, Egress::Peer(PeerId(0)));
+        assert_eq!(*egress, Egress::Peer(PeerId(0), Network::Cluster));
         assert!(bytes.len() <= 1464);
     }
     // IPv6 is cut only where a socket brought it, reassembled.
@@ -490,7 +508,7 @@ fn fragments_follow_their_head_in_any_order() {
             let mut left = 0;
             for at in order {
                 let (verdict, bytes) = world.send(Ingress::Pods, pieces[at].clone());
-                if let Verdict::ToPeer(_) | Verdict::ToPods = verdict {
+                if let Verdict::ToPeer(..) | Verdict::ToPods = verdict {
                     assert_ne!(tuple_of(&bytes).dst, testing::tuple(protocol::UDP, src, dst).dst, "translated");
                     left += 1;
                 }
@@ -600,7 +618,7 @@ fn probes_are_counted_and_go_no_further() {
 #[test]
 fn congestion_on_the_underlay_reaches_the_pod() {
     let mut world = World::new();
-    let outer = Ingress::Overlay(Outer { src: addr("192.0.2.2"), ecn: 3 });
+    let outer = Ingress::Overlay(Outer { src: addr("192.0.2.2"), ecn: 3, network: Network::Cluster });
     let capable = testing::with_traffic_class(opener(protocol::UDP, "10.32.2.11:5000", "10.32.1.10:53"), 2);
     let (verdict, bytes) = world.send(outer, capable);
     assert_eq!((verdict, bytes[1] & 3), (Verdict::ToPods, 3));

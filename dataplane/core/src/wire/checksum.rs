@@ -174,6 +174,18 @@ impl Delta {
         Delta(u64::from(!old) + u64::from(new))
     }
 
+    /// From what [`Delta::folded`] said.
+    #[inline]
+    pub const fn from_folded(folded: u16) -> Delta {
+        Delta(folded as u64)
+    }
+
+    /// The change in 16 bits.
+    #[inline]
+    pub fn folded(self) -> u16 {
+        fold(self.0)
+    }
+
     /// A region whose sum was `old` and is `new`.
     #[inline]
     pub fn sums(old: Sum, new: Sum) -> Delta {

@@ -93,13 +93,20 @@ pub fn set_total_len(head: &mut [u8], len: u16) {
 /// Writes both addresses, the header checksum with them, and says how the sum changed.
 #[inline]
 pub fn set_addresses(head: &mut [u8], src: Addr, dst: Addr) -> Delta {
-    let header = head.first_chunk_mut::<HEADER_LEN>().expect("a whole IPv4 header");
+    let header = head.first_chunk::<HEADER_LEN>().expect("a whole IPv4 header");
     let delta = Delta::addr(self::src(header), src) + Delta::addr(self::dst(header), dst);
+    replace_addresses(head, src, dst, delta);
+    delta
+}
+
+/// Writes both addresses, and the header checksum by the change of the sum.
+#[inline]
+pub fn replace_addresses(head: &mut [u8], src: Addr, dst: Addr, delta: Delta) {
+    let header = head.first_chunk_mut::<HEADER_LEN>().expect("a whole IPv4 header");
     header[SRC..DST].copy_from_slice(&src.v4_octets());
     header[DST..].copy_from_slice(&dst.v4_octets());
     let stored = Stored::from_bytes([header[CHECKSUM], header[CHECKSUM + 1]]).changed(delta);
     header[CHECKSUM..SRC].copy_from_slice(&stored.to_bytes());
-    delta
 }
 
 /// Applies a change to the header checksum.

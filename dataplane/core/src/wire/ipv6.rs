@@ -98,11 +98,18 @@ pub fn set_payload_len(head: &mut [u8], len: u16) {
 /// Writes both addresses and says how the sum changed.
 #[inline]
 pub fn set_addresses(head: &mut [u8], src: Addr, dst: Addr) -> Delta {
-    let header = head.first_chunk_mut::<HEADER_LEN>().expect("a whole IPv6 header");
+    let header = head.first_chunk::<HEADER_LEN>().expect("a whole IPv6 header");
     let delta = Delta::addr(self::src(header), src) + Delta::addr(self::dst(header), dst);
+    replace_addresses(head, src, dst);
+    delta
+}
+
+/// Writes both addresses.
+#[inline]
+pub fn replace_addresses(head: &mut [u8], src: Addr, dst: Addr) {
+    let header = head.first_chunk_mut::<HEADER_LEN>().expect("a whole IPv6 header");
     header[SRC..DST].copy_from_slice(&src.v6_octets());
     header[DST..].copy_from_slice(&dst.v6_octets());
-    delta
 }
 
 /// Walks from the fixed header of `bytes` (which is whole, and cut where the packet ends) to the upper layer.

@@ -31,6 +31,13 @@ pub const IPV4: u8 = 1;
 /// Next protocol: IPv6.
 pub const IPV6: u8 = 2;
 
+/// The VNI that a header names; `None` if it is cut short.
+#[inline]
+pub fn vni(header: &[u8]) -> Option<u32> {
+    let [a, b, c] = *header.get(VNI..)?.first_chunk()?;
+    Some(u32::from_be_bytes([0, a, b, c]))
+}
+
 /// A header.
 pub type Header = [u8; HEADER_LEN];
 

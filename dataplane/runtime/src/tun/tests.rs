@@ -1,4 +1,4 @@
-//! Against the kernel's own driver, in namespaces of the tests' own.
+//! Against the real kernel, in namespaces of the tests' own.
 
 use std::net::UdpSocket;
 use std::time::Duration;

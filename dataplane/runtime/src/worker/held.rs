@@ -9,6 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use podgate_core::fib::Pod;
 use podgate_core::packet::{Ingress, Offload};
 use podgate_core::shape::Wait;
 use podgate_core::snapshot::{Generation, Snapshot};
@@ -169,9 +170,9 @@ impl Frame {
         }
         let Some(dst) = destination(packet) else { return Verdict::Drop(DropReason::BadHeader) };
         match self.verdict {
-            Verdict::ToPods if snapshot.pods.get(dst).is_none() => Verdict::Drop(DropReason::NoRoutePod),
-            Verdict::ToPeer(_) => match snapshot.routes.lookup(dst) {
-                Some(peer) => Verdict::ToPeer(PeerId(*peer)),
+            Verdict::ToPods | Verdict::ToPod(_) => snapshot.pods.get(dst).map_or(Verdict::Drop(DropReason::NoRoutePod), Pod::verdict),
+            Verdict::ToPeer(_, network) => match snapshot.routes.lookup(dst) {
+                Some(peer) => Verdict::ToPeer(PeerId(*peer), network),
                 None => Verdict::Drop(DropReason::NoRoutePeer),
             },
             verdict => verdict,
@@ -206,10 +207,11 @@ impl Buffers for Memory {
 mod tests {
     use std::sync::Arc;
 
-    use podgate_core::fib::{Pod, PodTable, PrefixMap};
-    use podgate_core::packet::{Checksum, Gso};
+    use podgate_core::fib::{PodTable, PrefixMap};
+    use podgate_core::packet::{Checksum, Gso, Network};
     use podgate_core::service::ServiceTable;
     use podgate_core::snapshot::{NodeTables, OutsideToPods};
+    use podgate_core::verdict::TunId;
 
     use super::*;
 
@@ -248,7 +250,7 @@ mod tests {
         let mut held = Held::new();
         let offload = Offload { checksum: Checksum::Partial, gso: Gso::Tcp { size: 1400, ecn: true } };
         let (head, tail) = (vec![1; 1452], vec![2; 60_000]);
-        let verdict = (Verdict::ToPeer(PeerId(3)), Generation(7));
+        let verdict = (Verdict::ToPeer(PeerId(3), Network::Cluster), Generation(7));
         assert!(held.put(Wait { due_ns: 5, limiter: 1 }, verdict, (offload, Ingress::Host), [&head[..], &tail].into_iter()));
         let (frame, slot) = held.take(5).unwrap();
         assert_eq!((frame.verdict, frame.generation, slot.offload, slot.ingress), (verdict.0, verdict.1, offload, Ingress::Host));
@@ -301,6 +303,7 @@ mod tests {
                 snat_ports: 1024..=65535,
                 overlay_port: 4790,
                 overlay_vni: 1,
+                direct_return: None,
                 outside_mtu: 1500,
                 outside_to_pods: OutsideToPods::Allow,
                 timeouts: Default::default(),
@@ -322,16 +325,21 @@ mod tests {
         v6[24..40].copy_from_slice(&[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
         for (packet, pod, prefix) in [(&v4[..], "10.32.1.2", "10.32.1.0/24"), (&v6, "fd00::2", "fd00::/64")] {
             let frame = |verdict| Frame { len: 0, offload: PLAIN.0, ingress: PLAIN.1, verdict, generation: Generation(1), limiter: 0 };
-            let (pods, peer, host) = (frame(Verdict::ToPods), frame(Verdict::ToPeer(PeerId(4))), frame(Verdict::ToHost));
+            let (pods, peer, host) = (frame(Verdict::ToPods), frame(Verdict::ToPeer(PeerId(4), Network::Cluster)), frame(Verdict::ToHost));
             let empty = snapshot(1, &[], &[]);
-            assert_eq!(peer.verdict_by(&empty, packet), Verdict::ToPeer(PeerId(4)), "nothing has changed since");
+            assert_eq!(peer.verdict_by(&empty, packet), Verdict::ToPeer(PeerId(4), Network::Cluster), "nothing has changed since");
             let gone = snapshot(2, &[], &[]);
             assert_eq!(pods.verdict_by(&gone, packet), Verdict::Drop(DropReason::NoRoutePod));
             assert_eq!(peer.verdict_by(&gone, packet), Verdict::Drop(DropReason::NoRoutePeer));
             assert_eq!(host.verdict_by(&gone, packet), Verdict::ToHost);
             let moved = snapshot(2, &[pod], &[(prefix, 9)]);
             assert_eq!(pods.verdict_by(&moved, packet), Verdict::ToPods);
-            assert_eq!(peer.verdict_by(&moved, packet), Verdict::ToPeer(PeerId(9)), "another number, the same peer");
+            assert_eq!(peer.verdict_by(&moved, packet), Verdict::ToPeer(PeerId(9), Network::Cluster), "another number, the same peer");
+            assert_eq!(frame(Verdict::ToPod(TunId(5))).verdict_by(&moved, packet), Verdict::ToPods, "attached anew, by a veth");
+            let attached_anew =
+                Snapshot { pods: PodTable::new([(addr(pod), Pod { tun: Some(TunId(6)), ..Pod::new(1500) })]), ..snapshot(2, &[], &[]) };
+            assert_eq!(pods.verdict_by(&attached_anew, packet), Verdict::ToPod(TunId(6)), "attached anew, by a TUN");
+            assert_eq!(frame(Verdict::ToPod(TunId(5))).verdict_by(&gone, packet), Verdict::Drop(DropReason::NoRoutePod));
         }
     }
 }

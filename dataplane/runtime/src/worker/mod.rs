@@ -7,12 +7,14 @@
 //! A worker that panics is started again on the same descriptors, with fresh buffers, while the others go on: see `run`.
 
 pub(crate) mod batch;
+mod desk;
 pub mod features;
 pub(crate) mod handoff;
 mod held;
 pub mod latency;
 pub(crate) mod rx;
 pub(crate) mod shared;
+mod spin;
 mod tx;
 
 use std::cell::Cell;
@@ -34,12 +36,14 @@ use podgate_core::shape::GRAIN_NS;
 use podgate_core::verdict::{DropReason, Verdict, WorkerId};
 
 use self::batch::{BATCH_LEN_MAX, Buffers, Lent, Slot};
+use self::desk::Desk;
 use self::features::Offers;
 use self::handoff::Parcel;
 use self::held::Held;
 use self::latency::Latency;
 use self::rx::{Progress, Rx, TAILS_MAX};
 use self::shared::Shared;
+use self::spin::Spin;
 use self::tx::Tx;
 use crate::clock::Instant;
 use crate::netstack::route_own;
@@ -72,14 +76,23 @@ pub(crate) struct Station {
     poll: Poll,
     reader: Reader,
     receivers: Vec<Receiver>,
+    desk: Desk,
+    spin: Spin,
 }
 
-/// The inbox's token; below it, sources count from 0.
+/// The inbox's token; sources count from 0, pods' own TUNs from [`desk::FIRST_TOKEN`].
 const WAKER: Token = Token(usize::MAX);
 
 impl Station {
     /// Registers everything that the worker will wait for.
-    pub(crate) fn new(shared: &Shared, id: WorkerId, cpu: Option<usize>, reader: Reader, receivers: Vec<Receiver>) -> io::Result<Station> {
+    pub(crate) fn new(
+        shared: &Shared,
+        id: WorkerId,
+        cpu: Option<usize>,
+        reader: Reader,
+        receivers: Vec<Receiver>,
+        spin: Duration,
+    ) -> io::Result<Station> {
         let poll = Poll::new()?;
         let index = usize::from(id.0);
         let fds: [RawFd; 2] = [shared.pods[index].as_raw_fd(), shared.host[index].as_raw_fd()];
@@ -87,7 +100,7 @@ impl Station {
             poll.registry().register(&mut SourceFd(&fd), Token(token), Interest::READABLE)?;
         }
         shared.inboxes[index].set_waker(Waker::new(poll.registry(), WAKER)?);
-        Ok(Station { id, cpu, poll, reader, receivers })
+        Ok(Station { id, cpu, poll, reader, receivers, desk: Desk::new(), spin: Spin::new(spin) })
     }
 }
 
@@ -148,6 +161,8 @@ struct Worker<'a> {
     id: WorkerId,
     poll: &'a mut Poll,
     receivers: &'a mut [Receiver],
+    desk: &'a mut Desk,
+    spin: &'a mut Spin,
     rx: Rx,
     judge: Judge<'a>,
 }
@@ -160,8 +175,8 @@ const RECEIVERS: usize = 2;
 impl<'a> Worker<'a> {
     /// All memory that it will ever use is allocated here.
     fn new(shared: &'a Shared, station: &'a mut Station) -> Worker<'a> {
-        let Station { id, poll, reader, receivers, .. } = station;
-        Worker { shared, id: *id, poll, receivers, rx: Rx::new(), judge: Judge::new(shared, *id, reader) }
+        let Station { id, poll, reader, receivers, desk, spin, .. } = station;
+        Worker { shared, id: *id, poll, receivers, desk, spin, rx: Rx::new(), judge: Judge::new(shared, *id, reader) }
     }
 
     fn run(mut self) {
@@ -171,22 +186,28 @@ impl<'a> Worker<'a> {
         let mut events = Events::with_capacity(16);
         // After a restart nobody knows what was read to its end: every source gets a turn.
         let mut ready = vec![true; sources + 1];
+        self.desk.all_ready();
         let mut last_tick = Instant::read();
         let mut ticks = 0u32;
         loop {
-            let busy = ready.contains(&true);
+            let busy = ready.contains(&true) || self.desk.turns() > 0;
             let timeout = if busy { Duration::ZERO } else { self.judge.until_due().map_or(TICK, |due| due.min(TICK)) };
-            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
+            if let Err(error) = self.wait(&mut events, timeout)
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 seat.read_error.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
             }
             for event in &events {
-                let source = if event.token() == WAKER { sources } else { event.token().0 };
-                ready[source] = true;
+                match event.token() {
+                    WAKER => ready[sources] = true,
+                    Token(pod @ desk::FIRST_TOKEN..) => self.desk.ready(pod - desk::FIRST_TOKEN),
+                    Token(source) => ready[source] = true,
+                }
             }
             if ready[sources] {
                 inbox.looked();
+                // Each publication wakes.
+                self.desk.follow(self.judge.session.tables().tuns, self.id, self.poll.registry());
             }
             if self.shared.stop.load(Ordering::Relaxed) {
                 return self.finish();
@@ -213,6 +234,9 @@ impl<'a> Worker<'a> {
                     }
                 };
             }
+            if self.desk.turns() > 0 {
+                self.rx.own_tuns(self.desk, &mut self.judge);
+            }
             let now = Instant::read();
             seat.round_ms.store(now.ms(), Ordering::Relaxed);
             self.judge.release(now);
@@ -236,6 +260,28 @@ impl Worker<'_> {
         let inbox = &self.shared.inboxes[usize::from(self.id.0)];
         while self.rx.inbox(inbox, &mut self.judge) == Progress::More {}
         self.judge.release_due(u64::MAX);
+    }
+
+    /// Waits until a source has something to read, for `timeout` at most: wide awake at first, where that is worth it.
+    fn wait(&mut self, events: &mut Events, timeout: Duration) -> io::Result<()> {
+        if timeout.is_zero() || self.spin.is_off() {
+            return self.poll.poll(events, Some(timeout));
+        }
+        let since = Instant::read();
+        let mut idle_ns = 0;
+        let window_ns = self.spin.window_ns().min(timeout.as_nanos() as u64);
+        let mut came = false;
+        while !came && idle_ns < window_ns {
+            self.poll.poll(events, Some(Duration::ZERO))?;
+            came = !events.is_empty();
+            idle_ns = Instant::read().ns_since(since);
+        }
+        if !came {
+            self.poll.poll(events, Some(timeout))?;
+            idle_ns = Instant::read().ns_since(since);
+        }
+        self.spin.idled(idle_ns);
+        Ok(())
     }
 }
 
@@ -283,7 +329,8 @@ impl<'a> Judge<'a> {
         }
         // What is due goes before the batch: none of a pod's packets overtakes another that waits for the same limit.
         self.release(started);
-        let snapshot = self.session.refresh();
+        let tables = self.session.tables();
+        let snapshot = tables.snapshot;
         let env = Env { snapshot, flows: self.shared.flows.table(), now: started.now(), now_ns: started.ns(), counters: self.counters };
         let (pipeline, verdicts, outbox) = (&mut self.pipeline, &mut self.verdicts, &mut self.outbox);
         let before = Instant::read();
@@ -293,7 +340,7 @@ impl<'a> Judge<'a> {
         let mut waits = self.outbox.packet_waits().iter().peekable();
         for (at, (slot, verdict)) in self.slots.iter().zip(&self.verdicts).enumerate() {
             match waits.next_if(|(packet, _)| *packet == at) {
-                None => self.tx.carry_out(*verdict, slot, &self.tails, buffers, snapshot),
+                None => self.tx.carry_out(*verdict, slot, &self.tails, buffers, tables),
                 Some((_, wait)) => {
                     let bytes = buffers.buffer(slot.buffer);
                     let pieces = std::iter::once(&slot.head).chain(&self.tails[slot.tails.clone()]).map(|piece| &bytes[piece.clone()]);
@@ -307,7 +354,7 @@ impl<'a> Judge<'a> {
         let mut waits = self.outbox.said_waits().iter().peekable();
         for (at, (egress, packet)) in self.outbox.iter().enumerate() {
             match waits.next_if(|(said, _)| *said == at) {
-                None => self.tx.own(egress, packet, snapshot),
+                None => self.tx.own(egress, packet, tables),
                 Some((_, wait)) => {
                     let verdict = (verdict_of(egress), snapshot.generation);
                     if !self.held.put(*wait, verdict, (Offload::default(), Ingress::Host), std::iter::once(packet)) {
@@ -334,14 +381,14 @@ impl<'a> Judge<'a> {
 
     #[cold]
     fn release_due(&mut self, by_ns: u64) {
-        let snapshot = self.session.refresh();
+        let tables = self.session.tables();
         while let Some((frame, slot)) = self.held.take(by_ns) {
             let bytes = self.held.memory().buffer(slot.buffer);
-            let verdict = frame.verdict_by(snapshot, &bytes[slot.head.clone()]);
+            let verdict = frame.verdict_by(tables.snapshot, &bytes[slot.head.clone()]);
             if let Verdict::Drop(reason) = verdict {
                 self.counters.dropped(reason, slot.packets(bytes));
             }
-            self.tx.carry_out(verdict, &slot, &[], self.held.memory(), snapshot);
+            self.tx.carry_out(verdict, &slot, &[], self.held.memory(), tables);
         }
         self.tx.flush(self.held.memory());
         self.held.free();
@@ -356,15 +403,16 @@ impl<'a> Judge<'a> {
     /// Routes a packet that the gateway's own stack made.
     pub(crate) fn own(&mut self, packet: &[u8]) {
         let Some(dst) = destination(packet) else { return };
-        let snapshot = self.session.refresh();
-        let egress = match route_own(snapshot, dst) {
+        let tables = self.session.tables();
+        let egress = match route_own(tables.snapshot, dst) {
             Verdict::ToPods => Egress::Pods,
-            Verdict::ToPeer(peer) => Egress::Peer(peer),
+            Verdict::ToPod(tun) => Egress::Pod(tun),
+            Verdict::ToPeer(peer, network) => Egress::Peer(peer, network),
             Verdict::Drop(reason) => return self.counters.dropped(reason, 1),
             _ => Egress::Host,
         };
         self.counters.answers.add(1);
-        self.tx.own(egress, packet, snapshot);
+        self.tx.own(egress, packet, tables);
     }
 
     /// Takes a parcel's buffer back.
@@ -387,8 +435,9 @@ impl<'a> Judge<'a> {
 fn verdict_of(egress: Egress) -> Verdict {
     match egress {
         Egress::Pods => Verdict::ToPods,
+        Egress::Pod(tun) => Verdict::ToPod(tun),
         Egress::Host => Verdict::ToHost,
-        Egress::Peer(peer) => Verdict::ToPeer(peer),
+        Egress::Peer(peer, network) => Verdict::ToPeer(peer, network),
     }
 }
 

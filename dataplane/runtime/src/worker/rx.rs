@@ -5,11 +5,13 @@ use std::ops::Range;
 
 use podgate_core::decap;
 use podgate_core::offload::{MergePlan, Merging, merge};
-use podgate_core::packet::{Ingress, Outer};
+use podgate_core::packet::{Ingress, Network, Outer};
+use podgate_core::snapshot::Vnis;
 use podgate_core::verdict::DropReason;
 
 use super::Judge;
 use super::batch::{Arena, BATCH_BYTES_MAX, BATCH_LEN_MAX, Buffers, Messages, READS_MAX, Slot};
+use super::desk::Desk;
 use super::features::Offer;
 use super::handoff::{Inbox, Origin};
 use super::tx::count;
@@ -76,35 +78,58 @@ impl Rx {
 
     fn tun(&mut self, queue: &Queue, ingress: Ingress, judge: &mut Judge<'_>) -> io::Result<Progress> {
         let started = Instant::read();
-        let traffic = if ingress == Ingress::Pods { &judge.counters.pods_rx } else { &judge.counters.host_rx };
         self.arena.clear();
-        let mut progress = Ok(Progress::More);
+        let mut reads = READS_MAX;
+        let progress = self.read(queue, ingress, &mut reads, judge);
+        judge.run(&mut self.arena, started);
+        progress
+    }
+
+    /// A batch from pods' own TUNs: of each that has a turn in its order, until the batch is full.
+    pub(super) fn own_tuns(&mut self, desk: &mut Desk, judge: &mut Judge<'_>) {
+        let started = Instant::read();
+        self.arena.clear();
+        let mut reads = READS_MAX;
+        for _ in 0..desk.turns() {
+            if reads == 0 || self.arena.room().is_none() {
+                break;
+            }
+            let Some((seat, port)) = desk.next() else { continue };
+            match self.read(port.queue(), Ingress::Pod(port.id), &mut reads, judge) {
+                Ok(Progress::Dry) => {}
+                // The others come first.
+                Ok(Progress::More) => desk.ready(seat),
+                // It speaks up if there is anything after all.
+                Err(error) => port.failed(&error),
+            }
+        }
+        judge.run(&mut self.arena, started);
+    }
+
+    /// Adds what `queue` has to the batch, in so many reads at most, which are taken off.
+    fn read(&mut self, queue: &Queue, ingress: Ingress, reads: &mut usize, judge: &mut Judge<'_>) -> io::Result<Progress> {
+        let traffic = if ingress == Ingress::Host { &judge.counters.host_rx } else { &judge.counters.pods_rx };
         // Reads are counted, not frames: those that are refused must not keep the worker here.
-        for _ in 0..READS_MAX {
-            let Some(room) = self.arena.room() else { break };
+        while *reads > 0
+            && let Some(room) = self.arena.room()
+        {
+            *reads -= 1;
             match queue.read(room) {
                 Ok(Some((len, offload))) => {
                     let slot = Slot::whole(0, self.arena.keep(len), offload, ingress);
                     count(traffic, len, slot.packets(self.arena.buffer(0)));
                     judge.slots.push(slot);
                 }
-                Ok(None) => {
-                    progress = Ok(Progress::Dry);
-                    break;
-                }
+                Ok(None) => return Ok(Progress::Dry),
                 // A frame that is too long or whose header makes no sense is gone; the next may be good.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData || error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     judge.counters.dropped(DropReason::BadHeader, 1);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    progress = Err(error);
-                    break;
-                }
+                Err(error) => return Err(error),
             }
         }
-        judge.run(&mut self.arena, started);
-        progress
+        Ok(Progress::More)
     }
 
     /// A batch from other threads.
@@ -154,19 +179,23 @@ impl Rx {
         let merging = |offer: &Offer| if offer.on() { Merging::On } else { Merging::Off };
         self.merge.tcp = merging(&judge.offers().tso);
         self.merge.udp = merging(&judge.offers().uso);
-        let vni = judge.session.refresh().node.overlay_vni;
+        let vnis = judge.session.refresh().node.vnis();
         self.segments.clear();
         let mut ingress = None;
         for message in &self.received {
-            let from = Outer { src: message.from.ip().into(), ecn: message.ecn };
-            // What is merged is judged as one, so it has one sender and one congestion mark.
-            let full = self.segments.len() + message.datagrams() > DATAGRAMS_MAX;
-            if let Some(before) = ingress.replace(from)
-                && (full || before != from)
-            {
-                append(before, &mut self.messages, &mut self.segments, &mut self.merge, judge, started);
+            let mut next = 0;
+            while next < message.datagrams().min(DATAGRAMS_MAX) {
+                let network = decap::network(&self.messages.buffer(0)[datagram(message, next)], &vnis);
+                let from = Outer { src: message.from.ip().into(), ecn: message.ecn, network };
+                // What is merged is judged as one, so it has one sender, one network and one congestion mark.
+                let full = self.segments.len() + message.datagrams() > DATAGRAMS_MAX;
+                if let Some(before) = ingress.replace(from)
+                    && (full || before != from)
+                {
+                    append(before, &mut self.messages, &mut self.segments, &mut self.merge, judge, started);
+                }
+                next = open(message, next, &self.messages, (network, &vnis), &mut self.segments, judge);
             }
-            open(message, &self.messages, vni, &mut self.segments, judge);
         }
         if let Some(from) = ingress {
             append(from, &mut self.messages, &mut self.segments, &mut self.merge, judge, started);
@@ -177,20 +206,38 @@ impl Rx {
     }
 }
 
-/// Opens the datagrams of one message and adds the packets in them to `segments`.
-fn open(message: &Received, messages: &Messages, vni: u32, segments: &mut Vec<Range<usize>>, judge: &Judge<'_>) {
+/// Where datagram `index` of a message lies.
+fn datagram(message: &Received, index: usize) -> Range<usize> {
     let place = Messages::place_at(message.buffer);
+    place + index * message.segment..place + ((index + 1) * message.segment).min(message.len)
+}
+
+/// Opens the datagrams of one message from `next` on, as long as they are of one network, and adds the packets in them to `segments`. Gives
+/// back where it stopped.
+fn open(
+    message: &Received,
+    next: usize,
+    messages: &Messages,
+    (network, vnis): (Network, &Vnis),
+    segments: &mut Vec<Range<usize>>,
+    judge: &Judge<'_>,
+) -> usize {
     let datagrams = message.datagrams();
-    for index in 0..datagrams.min(DATAGRAMS_MAX) {
-        let (start, end) = (place + index * message.segment, place + ((index + 1) * message.segment).min(message.len));
-        match decap::open(&messages.buffer(0)[start..end], vni) {
-            Ok(inner) => segments.push(start + inner..end),
+    for index in next..datagrams.min(DATAGRAMS_MAX) {
+        let range = datagram(message, index);
+        let bytes = &messages.buffer(0)[range.clone()];
+        if index > next && decap::network(bytes, vnis) != network {
+            return index;
+        }
+        match decap::open(bytes, vnis.of(network)) {
+            Ok(inner) => segments.push(range.start + inner..range.end),
             Err(reason) => judge.counters.dropped(reason, 1),
         }
     }
     if datagrams > DATAGRAMS_MAX {
         judge.counters.dropped(DropReason::OverlayBadHeader, (datagrams - DATAGRAMS_MAX) as u64);
     }
+    datagrams
 }
 
 /// Merges what may be merged of `segments`, which are of one sender, and appends the frames to the batch. Leaves `segments` empty.

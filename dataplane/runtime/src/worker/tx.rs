@@ -13,7 +13,7 @@ use std::ops::Range;
 use podgate_core::counters::{Counters, Traffic};
 use podgate_core::encap;
 use podgate_core::offload::{self, SEND_BYTES_MAX, SEND_SEGMENTS_MAX, SplitPlan};
-use podgate_core::packet::{Gso, Ingress, Offload};
+use podgate_core::packet::{Gso, Ingress, Network, Offload};
 use podgate_core::parse::{Parsed, parse};
 use podgate_core::pipeline::Egress;
 use podgate_core::snapshot::Snapshot;
@@ -24,6 +24,7 @@ use super::batch::{Buffers, Slot};
 use super::features::Offer;
 use super::handoff::{Inbox, Origin, PACKET_LEN_MAX};
 use super::shared::Shared;
+use crate::publish::Tables;
 use crate::tun::{Feature, Queue, WRITE_SLICES_MAX};
 use crate::udp::Sender;
 use crate::vnet::{VNET_HEADER_LEN, VnetHeader};
@@ -59,10 +60,12 @@ struct Run {
     buffer: usize,
 }
 
-/// One of the two TUNs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
+/// Which TUN.
+#[derive(Clone, Copy, Debug)]
+enum Side<'q> {
     Pods,
+    /// A pod's own.
+    Pod(&'q Queue),
     Host,
 }
 
@@ -91,12 +94,16 @@ impl<'a> Tx<'a> {
     }
 
     /// Carries out `verdict` for the frame in `slot`. Sends to peers may wait for more of their kind until [`Tx::flush`].
-    pub(super) fn carry_out(&mut self, verdict: Verdict, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers, snapshot: &Snapshot) {
+    pub(super) fn carry_out(&mut self, verdict: Verdict, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers, tables: Tables<'_>) {
         let tails = &tails[slot.tails.clone()];
         match verdict {
             Verdict::ToPods => self.write_frame(Side::Pods, slot, tails, buffers),
+            Verdict::ToPod(tun) => match tables.tuns.get(tun) {
+                Some(port) => self.write_frame(Side::Pod(port.queue()), slot, tails, buffers),
+                None => self.counters.dropped(DropReason::WritePod, slot.packets(buffers.buffer(slot.buffer))),
+            },
             Verdict::ToHost => self.write_frame(Side::Host, slot, tails, buffers),
-            Verdict::ToPeer(peer) => self.plan_for_peer(peer, slot, tails, buffers, snapshot),
+            Verdict::ToPeer(peer, network) => self.plan_for_peer((peer, network), slot, tails, buffers, tables.snapshot),
             Verdict::ToNetstack => {
                 let sent = self.hand_to(&self.shared.netstack, slot, tails, buffers.buffer(slot.buffer));
                 if !sent {
@@ -115,7 +122,7 @@ impl<'a> Tx<'a> {
     }
 
     /// Writes a whole packet with full checksums, such as the gateway makes itself. Nothing may wait for its send.
-    pub(super) fn own(&mut self, egress: Egress, packet: &[u8], snapshot: &Snapshot) {
+    pub(super) fn own(&mut self, egress: Egress, packet: &[u8], tables: Tables<'_>) {
         debug_assert!(self.run.is_none(), "the plan's ranges are of the batch's buffers; this packet is in another");
         let mut scratch = std::mem::take(&mut self.scratch);
         if let Some(room) = scratch.bytes().get_mut(..packet.len()) {
@@ -123,9 +130,13 @@ impl<'a> Tx<'a> {
             let slot = Slot::whole(0, 0..packet.len(), Offload::default(), Ingress::Host);
             match egress {
                 Egress::Pods => self.write_frame(Side::Pods, &slot, &[], &mut scratch),
+                Egress::Pod(tun) => match tables.tuns.get(tun) {
+                    Some(port) => self.write_frame(Side::Pod(port.queue()), &slot, &[], &mut scratch),
+                    None => self.counters.dropped(DropReason::WritePod, 1),
+                },
                 Egress::Host => self.write_frame(Side::Host, &slot, &[], &mut scratch),
-                Egress::Peer(peer) => {
-                    self.plan_for_peer(peer, &slot, &[], &mut scratch, snapshot);
+                Egress::Peer(peer, network) => {
+                    self.plan_for_peer((peer, network), &slot, &[], &mut scratch, tables.snapshot);
                     self.flush(&scratch);
                 }
             }
@@ -138,7 +149,7 @@ impl<'a> Tx<'a> {
         inbox.send(&self.shared.pool, pieces, slot.offload, Origin::Ingress(slot.ingress))
     }
 
-    fn write_frame(&mut self, side: Side, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers) {
+    fn write_frame(&mut self, side: Side<'_>, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers) {
         let bytes = buffers.buffer(slot.buffer);
         let packets = slot.packets(bytes);
         if slot.offload == Offload::default() {
@@ -167,7 +178,7 @@ impl<'a> Tx<'a> {
 
     /// Cuts a superframe that the kernel does not take and writes its segments one by one.
     #[cold]
-    fn write_in_software(&mut self, side: Side, slot: &Slot, parsed: &Parsed, tails: &[Range<usize>], buffers: &mut impl Buffers) {
+    fn write_in_software(&mut self, side: Side<'_>, slot: &Slot, parsed: &Parsed, tails: &[Range<usize>], buffers: &mut impl Buffers) {
         self.flush(buffers);
         match self.split(slot, parsed, tails, buffers.buffer_mut(slot.buffer), 0) {
             Ok((segments, base)) => {
@@ -184,7 +195,14 @@ impl<'a> Tx<'a> {
         self.plan.clear();
     }
 
-    fn plan_for_peer(&mut self, peer: PeerId, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers, snapshot: &Snapshot) {
+    fn plan_for_peer(
+        &mut self,
+        (peer, network): (PeerId, Network),
+        slot: &Slot,
+        tails: &[Range<usize>],
+        buffers: &mut impl Buffers,
+        snapshot: &Snapshot,
+    ) {
         let (Some(to), Ok(parsed)) = (snapshot.peers.get(peer.0 as usize), parse_head(slot, buffers.buffer_mut(slot.buffer))) else {
             return self.counters.dropped(DropReason::SendOverlay, slot.packets(buffers.buffer(slot.buffer)));
         };
@@ -207,9 +225,10 @@ impl<'a> Tx<'a> {
             return self.counters.dropped(DropReason::SendOverlay, slot.packets(buffers.buffer(slot.buffer)));
         };
         let family = if parsed.tuple.is_v4() { Family::V4 } else { Family::V6 };
+        let vni = snapshot.node.vnis().of(network);
         for index in segments {
             let header = self.plan.header_mut(index).first_chunk_mut().expect("split left room for the encapsulation header");
-            encap::write_header(header, snapshot.node.overlay_vni, family);
+            encap::write_header(header, vni, family);
             self.bases.push(base);
         }
         self.run = Some(run);
@@ -324,9 +343,13 @@ impl<'a> Tx<'a> {
         }
     }
 
-    fn queue(&self, side: Side) -> &'a Queue {
+    fn queue<'q>(&self, side: Side<'q>) -> &'q Queue
+    where
+        'a: 'q,
+    {
         match side {
             Side::Pods => self.pods,
+            Side::Pod(queue) => queue,
             Side::Host => self.host,
         }
     }
@@ -340,7 +363,7 @@ impl<'a> Tx<'a> {
     }
 
     #[cold]
-    fn offer_refused(&self, side: Side, gso: Gso) {
+    fn offer_refused(&self, side: Side<'_>, gso: Gso) {
         if let Some(offer) = self.offer(gso)
             && offer.refused()
         {
@@ -350,17 +373,18 @@ impl<'a> Tx<'a> {
         }
     }
 
-    fn wrote(&self, side: Side, written: io::Result<()>, len: usize, packets: u64) {
+    fn wrote(&self, side: Side<'_>, written: io::Result<()>, len: usize, packets: u64) {
         match (written, side) {
-            (Ok(()), Side::Pods) => count(&self.counters.pods_tx, len, packets),
+            (Ok(()), Side::Pods | Side::Pod(_)) => count(&self.counters.pods_tx, len, packets),
             (Ok(()), Side::Host) => count(&self.counters.host_tx, len, packets),
             (Err(_), side) => self.refused(side, packets),
         }
     }
 
-    fn refused(&self, side: Side, packets: u64) {
+    fn refused(&self, side: Side<'_>, packets: u64) {
         let reason = match side {
             Side::Pods => DropReason::WritePods,
+            Side::Pod(_) => DropReason::WritePod,
             Side::Host => DropReason::WriteHost,
         };
         self.counters.dropped(reason, packets);

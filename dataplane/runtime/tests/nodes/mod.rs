@@ -17,10 +17,10 @@ use podgate_core::fib::{Pod, PodTable, PrefixMap};
 use podgate_core::service::ServiceTable;
 use podgate_core::shape::Limits;
 use podgate_core::snapshot::{Generation, NodeTables, OutsideToPods, Peer, Snapshot};
-use podgate_core::verdict::DropReason;
+use podgate_core::verdict::{DropReason, TunId};
 use podgate_runtime::flow_file::FlowFile;
 use podgate_runtime::netns::Netns;
-use podgate_runtime::runtime::{Options, Reserve, Runtime};
+use podgate_runtime::runtime::{Options, PodTun, Reserve, Runtime};
 use podgate_runtime::tun::Tun;
 use podgate_runtime::udp::Overlay;
 
@@ -46,6 +46,13 @@ pub enum Wire {
     V6,
 }
 
+/// How a pod is attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    Veth,
+    Tun,
+}
+
 /// One node: its own namespace, its gateway's, and two pods'.
 pub struct Node {
     pub number: u8,
@@ -54,6 +61,8 @@ pub struct Node {
     pub netns: Netns,
     pub gateway: Netns,
     pub pods: [Netns; 2],
+    /// How they are attached.
+    pub attach: [Attach; 2],
     /// The pods' limits.
     pub limits: [Option<Arc<Limits>>; 2],
     flows: PathBuf,
@@ -63,7 +72,17 @@ impl Node {
     pub fn new(number: u8, wire: Wire) -> Result<Node, Box<dyn std::error::Error>> {
         let flows = std::env::temp_dir().join(format!("podgate-test-{}-{:?}-{number}.flows", std::process::id(), thread::current().id()));
         let pods = [Netns::anonymous()?, Netns::anonymous()?];
-        Ok(Node { number, wire, workers: 2, netns: Netns::anonymous()?, gateway: Netns::anonymous()?, pods, limits: [None, None], flows })
+        Ok(Node {
+            number,
+            wire,
+            workers: 2,
+            netns: Netns::anonymous()?,
+            gateway: Netns::anonymous()?,
+            pods,
+            attach: [Attach::Veth; 2],
+            limits: [None, None],
+            flows,
+        })
     }
 
     pub fn underlay(&self) -> IpAddr {
@@ -102,7 +121,7 @@ impl Node {
                 }
             })
             .unwrap();
-        for (index, pod) in self.pods.iter().enumerate() {
+        for (index, pod) in self.pods.iter().enumerate().filter(|(index, _)| self.attach[*index] == Attach::Veth) {
             let (v4, v6) = (self.pod(index, true), self.pod(index, false));
             // The peer is named by a descriptor of this process, which `ip` inherits no more: so it is made here and moved.
             let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(pod)));
@@ -134,7 +153,8 @@ impl Node {
 
     pub fn snapshot(&self, generation: u64, peer: Option<&Node>) -> Arc<Snapshot> {
         let cluster = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-        let entry = |index: usize| Pod { limits: self.limits[index].clone(), ..Pod::new(POD_MTU) };
+        let tun = |index: usize| (self.attach[index] == Attach::Tun).then_some(TunId(index as u32));
+        let entry = |index: usize| Pod { limits: self.limits[index].clone(), tun: tun(index), ..Pod::new(POD_MTU) };
         let pods = (0..2).flat_map(|index| [true, false].map(|v4| (self.pod(index, v4).into(), entry(index))));
         Arc::new(Snapshot {
             generation: Generation(generation),
@@ -151,6 +171,7 @@ impl Node {
                 snat_ports: 1024..=65535,
                 overlay_port: 4790,
                 overlay_vni: 7,
+                direct_return: None,
                 outside_mtu: 1500,
                 outside_to_pods: OutsideToPods::Allow,
                 timeouts: Default::default(),
@@ -168,14 +189,59 @@ impl Node {
                     port: 4790,
                     mtu: POD_MTU,
                     prefixes: Arc::new(PrefixMap::new(peer.cidrs().map(|cidr| (cidr, ())))),
+                    direct_return: false,
                 })
                 .collect(),
             peer_by_underlay: peer.iter().map(|peer| (peer.underlay().into(), 0)).collect(),
         })
     }
 
+    /// Makes the TUNs inside pods that are to have one.
+    pub fn pod_tuns(&self) -> Vec<(TunId, PodTun)> {
+        let wanted = self.pods.iter().enumerate().filter(|(index, _)| self.attach[*index] == Attach::Tun);
+        wanted
+            .map(|(index, pod)| {
+                let tun = PodTun::make("eth0", pod).unwrap();
+                self.furnish(index);
+                (TunId(index as u32), tun)
+            })
+            .collect()
+    }
+
+    /// What a pod has beside its TUN.
+    pub fn furnish(&self, index: usize) {
+        let furnish = || {
+            ip("link set lo up");
+            ip(&format!("link set eth0 mtu {POD_MTU} gso_max_size 62000"));
+            ip("link set eth0 addrgenmode none");
+            ip("link set eth0 up");
+            ip(&format!("address add {}/32 dev eth0", self.pod(index, true)));
+            ip(&format!("address add {}/128 dev eth0 nodad", self.pod(index, false)));
+            ip("route add default via 169.254.1.1 dev eth0 onlink");
+            ip("-6 route add default via fe80::1 dev eth0 onlink");
+        };
+        self.pods[index].run(furnish).unwrap();
+    }
+
     /// Opens the devices, wires the pods and starts the workers.
     pub fn start(&self, peer: Option<&Node>, change: impl FnOnce(&mut Tun, &mut Tun)) -> Result<Runtime, Box<dyn std::error::Error>> {
+        self.start_on(peer, self.pod_tuns(), |pods, host| {
+            change(pods, host);
+            self.wire_pods();
+        })
+    }
+
+    /// The same where the pods are wired already.
+    pub fn start_with(&self, peer: Option<&Node>, pod_tuns: Vec<(TunId, PodTun)>) -> Result<Runtime, Box<dyn std::error::Error>> {
+        self.start_on(peer, pod_tuns, |_, _| {})
+    }
+
+    fn start_on(
+        &self,
+        peer: Option<&Node>,
+        pod_tuns: Vec<(TunId, PodTun)>,
+        change: impl FnOnce(&mut Tun, &mut Tun),
+    ) -> Result<Runtime, Box<dyn std::error::Error>> {
         let mut pods = Tun::open("pods", self.workers, &self.gateway).unwrap();
         let mut host = Tun::open("podgate", self.workers, &self.netns).unwrap();
         for tun in [&mut pods, &mut host] {
@@ -183,18 +249,19 @@ impl Node {
             tun.bring_up().unwrap();
         }
         change(&mut pods, &mut host);
-        self.wire_pods();
         let (flows, _) = FlowFile::open(&self.flows, 4096).unwrap();
         let overlay = self.netns.run(|| Overlay::open(&[self.underlay()], 4790, self.workers, Vec::new())).unwrap()?;
         let options = Options {
             // The last one is pinned, to a CPU that every machine has.
             workers: (1..self.workers).map(|_| None).chain([Some(0)]).collect(),
             pods,
+            pod_tuns,
             pods_netns: self.gateway.try_clone().unwrap(),
             host,
             overlay,
             flows,
             snapshot: self.snapshot(1, peer),
+            spin: std::time::Duration::ZERO,
             status_page: Arc::new(|| "the gateway is well\n".to_owned()),
             reserve: Reserve::default(),
         };

@@ -11,7 +11,7 @@ use podgate_core::verdict::DropReason;
 use podgate_testbed::{Bed, Outcome};
 use serde_json::Value;
 
-use crate::deploy;
+use crate::{deploy, workspace};
 
 pub fn level(bed: &Bed) -> Outcome {
     let node = bed.lab()?.node(1);
@@ -56,8 +56,9 @@ pub fn json(bed: &Bed) -> Outcome {
 pub fn pages(_: &Bed) -> Outcome {
     let known: Vec<String> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
     let (mut commands, mut reasons) = (0, 0);
-    for page in ["migrate-from-kube-proxy-and-flannel", "migrate-from-weave", "when-x-is-down", "troubleshooting"] {
-        let text = deploy(&format!("docs/{page}.md"))?;
+    for page in std::fs::read_dir(workspace("deploy/docs"))?.flatten() {
+        let page = page.file_name().to_string_lossy().into_owned();
+        let text = deploy(&format!("docs/{page}"))?;
         // What stands between backticks, and lines of commands.
         let code = text.split('`').skip(1).step_by(2).chain(text.lines().filter_map(|line| line.strip_prefix("    ")));
         for words in code {

@@ -3,10 +3,12 @@
 
 mod cluster;
 mod comfort;
+mod documents;
 mod kubelet;
 mod manifest;
 mod monitoring;
 mod package;
+mod systemd;
 mod upgrade;
 
 use std::path::PathBuf;
@@ -24,6 +26,16 @@ const KUBECTL: Need = Need::Program("kubectl");
 const ENGINE: Need = Need::All(&[KUBECTL, runtime::NEEDED]);
 /// Debian: `prometheus`.
 const PROMETHEUS: Need = Need::All(&[Need::Program("prometheus"), Need::Program("promtool")]);
+/// Debian: `systemd etcd-server etcd-client podman busybox-static curl`, which the pages install.
+const VMS: Need = Need::All(&[
+    Need::Systemd,
+    Need::Program("apt"),
+    Need::Program("curl"),
+    Need::Program("etcd"),
+    Need::Program("etcdctl"),
+    Need::Program("podman"),
+    Need::StaticProgram("busybox"),
+]);
 const DPKG: Need = Need::All(&[Need::Program("dpkg-deb"), Need::Program("setpriv"), Need::StaticProgram("busybox"), Need::Root]);
 
 fn main() -> ExitCode {
@@ -39,6 +51,14 @@ fn main() -> ExitCode {
         );
         tests.add_if(DPKG, "the Debian package is built twice the same, installs, removes and purges into an empty root", package::debian);
         tests.add_if(Need::Program("systemd-analyze"), "systemd finds nothing wrong with the units, and the gateway's is a sandbox", package::units);
+        tests.add_if(
+            VMS,
+            "under a real systemd the unit serves from its sandbox, comes back whatever ends it, and goes with the package without a trace",
+            systemd::units,
+        );
+        tests.add("what the pages show is read as it is meant", documents::reading);
+        tests.add_if(VMS, "one VM on a directory is set up, upgraded and cleared by the commands of its page", documents::one_vm);
+        tests.add_if(VMS, "three VMs on etcd are set up, upgraded and cleared by the commands of their page", documents::three_vms);
         tests.add("the pages name commands and reasons of drops that there are", comfort::pages);
         tests.add("the level of the log is changed while the daemon runs, and a mistyped one is refused", comfort::level);
         tests.add("a gateway that takes over from another says so in JSON, and when it ends the other has the node again", comfort::json);

@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
@@ -13,9 +14,10 @@ use nix::unistd::Pid;
 use podgate::lab::{Lab, Node, manifest as objects, wait_until};
 use podgate_testbed::need::program;
 use podgate_testbed::tool::{Ended, Running};
+use podgate_testbed::traces::Host;
 use podgate_testbed::{Bed, Outcome};
 
-use crate::upgrade::{host, pack};
+use crate::upgrade::pack;
 use crate::{Try, deploy, workspace};
 
 /// Where a unit's exposure must not be above, of ten (`systemd-analyze security`): CAP_SYS_ADMIN and CAP_NET_ADMIN alone make it 3.
@@ -65,15 +67,28 @@ fn installed(root: &Path, words: &[&str]) -> Command {
     command
 }
 
+/// Packs the Debian package into `directory`.
+fn packed(directory: &Path) -> Try<PathBuf> {
+    let directory = pack("deb", directory)?;
+    let found = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).find(|path| path.extension().is_some_and(|end| end == "deb"));
+    Ok(found.ok_or("no package")?)
+}
+
+/// The Debian package, packed for the first test that asks.
+pub fn deb(bed: &Bed) -> Try<PathBuf> {
+    let directory = bed.sandbox().directory().join("deb");
+    static PACKED: OnceLock<PathBuf> = OnceLock::new();
+    if PACKED.get().is_none() {
+        // Tests run one after the other, so nobody else has set it.
+        let _ = PACKED.set(packed(&directory)?);
+    }
+    Ok(PACKED.get().cloned().ok_or("no package")?)
+}
+
 pub fn debian(bed: &Bed) -> Outcome {
     let lab = Lab::builder(bed.sandbox(), &bed.binary()).named("debian").nodes(1).machines()?;
     let node = lab.node(1);
-    let deb = |name: &str| -> Try<std::path::PathBuf> {
-        let directory = pack("deb", &lab.directory().join(name))?;
-        let found = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).find(|path| path.extension().is_some_and(|end| end == "deb"));
-        Ok(found.ok_or("no package")?)
-    };
-    let (first, second) = (deb("first")?, deb("second")?);
+    let (first, second) = (deb(bed)?, packed(&lab.directory().join("second"))?);
     assert!(fs::read(&first)? == fs::read(second)?, "the same input did not give the same package");
     let deb = first.display().to_string();
     let about = dpkg_deb("-I", &deb)?;
@@ -94,7 +109,8 @@ pub fn debian(bed: &Bed) -> Outcome {
         assert!(files.lines().any(|line| line.ends_with(&format!(" {file}")) && line.contains("root/root")), "{file} is not in {files}");
     }
 
-    let before = host(node)?;
+    let host = || Host::of(node.machine());
+    let before = host()?;
     let root = lab.directory().join("root");
     empty_root(&root)?;
     dpkg(node, &root, &["--install", &deb])?;
@@ -120,12 +136,13 @@ pub fn debian(bed: &Bed) -> Outcome {
     on(node, installed(&root, &prepare.iter().map(String::as_str).collect::<Vec<_>>()), 20)?.success()?;
     let daemon = Daemon::start(node, &root, &commands("podgate.service")?)?;
     daemon.becomes_ready()?;
-    assert_ne!(host(node)?, before);
+    assert_ne!(host()?, before);
     daemon.stop()?;
-    assert_ne!(host(node)?, before, "a gateway that was stopped leaves everything to its successor");
+    assert_ne!(host()?, before, "a gateway that was stopped leaves everything to its successor");
 
     dpkg(node, &root, &["--remove", "podgate"])?;
-    assert_eq!(host(node)?, before, "removing the package leaves something behind");
+    let left = host()?.differs(&before);
+    assert!(left.is_empty(), "removing the package leaves something behind: {left:#?}");
     assert!(!root.join("usr/bin/podgate").exists() && config.exists() && root.join("var/lib/podgate").exists());
     dpkg(node, &root, &["--purge", "podgate"])?;
     assert!(!config.exists() && !root.join("var/lib/podgate").exists() && !root.join("run/podgate").exists());

@@ -15,14 +15,15 @@ use nix::unistd::Pid;
 use podgate::lab::manifest::{self as objects, EndpointSpec, SERVICE_PORT, ServiceSpec, TrafficPolicy};
 use podgate::lab::program::client;
 use podgate::lab::{Dual, Lab, LabError, Machine, Node, wait_until};
-use podgate::netlink::{Family, TABLE_MAIN};
+use podgate::netlink::Family;
 use podgate_apiserver::{ApiServer, Rule};
 use podgate_testbed::cni::{Container, Plugin, Verb};
 use podgate_testbed::runtime::Runtime;
+use podgate_testbed::traces::Host;
 use podgate_testbed::{Bed, Outcome};
 use serde_json::Value;
 
-use crate::cluster::{Kubectl, Serving, address};
+use crate::cluster::{Kubectl, address, serve};
 use crate::kubelet::Kubelet;
 use crate::manifest::MANIFEST;
 use crate::{Try, deploy, workspace};
@@ -71,7 +72,7 @@ pub fn rolled(bed: &Bed) -> Outcome {
     let lab = Lab::builder(bed.sandbox(), &bed.binary()).named("image").nodes(2).machines()?;
     let package = pack("image", &lab.directory().join("package"))?;
     let server = ApiServer::default();
-    let _serving = Serving::start(&server, lab.outside())?;
+    let _serving = serve(&server, lab.outside())?;
     let kubectl = Kubectl::new(lab.outside(), lab.directory())?;
     kubectl.ok(&["apply", "-f", "-"], &edited(address(lab.outside()))?)?;
     kubectl.ok(&["create", "-f", "-"], &lab.nodes().iter().map(|node| objects::node(node.spec())).collect::<String>())?;
@@ -84,7 +85,7 @@ pub fn rolled(bed: &Bed) -> Outcome {
     let mut before = Vec::new();
     let mut kubelets = Vec::new();
     for node in lab.nodes() {
-        before.push(host(node)?);
+        before.push(Host::of(node.machine())?);
         // The gateways' containers are on the node's own network; podman wants some directory of plugins all the same.
         let runtime = Runtime::new(bed.sandbox(), node, &[], std::slice::from_ref(&package))?;
         let kubelet = Kubelet::new(node, runtime, &package.join("oci"), VERSION)?;
@@ -184,7 +185,8 @@ pub fn rolled(bed: &Bed) -> Outcome {
         kubelet.end("cleanup")?;
         let said = kubelet.logs("cleanup")?;
         assert!(!said.contains("not restored"), "{said}");
-        assert_eq!(host(node)?, before, "{}: {said}", node.name());
+        let left = Host::of(node.machine())?.differs(&before);
+        assert!(left.is_empty(), "{}: {left:#?} {said}", node.name());
         assert!(!conflist(kubelet).exists() && !kubelet.host("/opt/cni/bin/podgate-cni").exists(), "{said}");
     }
     Ok(())
@@ -327,27 +329,4 @@ fn talk(to: SocketAddr, stop: &AtomicBool) -> std::io::Result<Duration> {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(longest)
-}
-
-/// Links, rules, routes and the switches for forwarding of a node.
-pub fn host(node: &Node) -> Try<Vec<String>> {
-    let failed = |source| LabError::Netlink { machine: node.name().to_owned(), source };
-    let netlink = node.machine().netlink()?;
-    let mut found: Vec<String> = netlink.links().map_err(failed)?.into_iter().map(|link| format!("link {}", link.name)).collect();
-    for family in Family::BOTH {
-        found.extend(netlink.rules(family).map_err(failed)?.into_iter().map(|rule| format!("{family} {}", rule.spec)));
-        for table in [TABLE_MAIN, podgate::routing::HOST_TABLE, podgate::routing::CLUSTER_TABLE] {
-            let routes = netlink.routes(family, table).map_err(failed)?;
-            found.extend(
-                routes
-                    .into_iter()
-                    .filter(|route| !route.spec.destination.to_string().starts_with("fe80"))
-                    .map(|route| format!("{family} {}", route.spec)),
-            );
-        }
-    }
-    let switches = ["ipv4/conf/eth0/forwarding", "ipv6/conf/all/forwarding", "ipv6/conf/eth0/forwarding", "ipv4/ip_local_reserved_ports"];
-    found.extend(node.machine().run(|| switches.map(|name| format!("{name} {:?}", fs::read_to_string(format!("/proc/sys/net/{name}")).ok())))?);
-    found.sort();
-    Ok(found)
 }

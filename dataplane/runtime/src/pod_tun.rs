@@ -1,0 +1,253 @@
+//! A TUN inside a pod's own namespace (attach mode tun): its one queue is read by one worker and written by all.
+//!
+//! Nothing of it is in the gateway's namespace: no veth, no rule, no neighbour. What was sent by it came from that pod, since nobody else can
+//! send there; so the descriptor tells who a sender is. The device is persistent: a successor opens its queue again, by the namespace, or
+//! takes over the descriptor from whoever kept it.
+//!
+//! [`PodTuns`] is what the workers see: immutable, published together with the snapshot ([`crate::publish`]), so that a number that a
+//! snapshot names is in it. A descriptor is closed by the publisher's thread, once no table and no worker has it any more.
+//!
+//! Read first: `tun.rs` beside this. The open descriptor keeps the namespace it was opened in (drivers/net/tun.c, `tun_chr_open`): a pod's
+//! namespace whose every process and mount is gone lives on until it is detached.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use podgate_core::fold::FoldMap;
+use podgate_core::verdict::{TunId, WorkerId};
+
+use crate::netns::{Netns, Question};
+use crate::tun::{Losses, Queue, Removed, Tun, TunError, Wanted};
+
+/// Pods that one worker can read: the memory for them is there from its start.
+pub const PODS_PER_WORKER_MAX: usize = 2_048;
+
+/// The TUN of one pod, open.
+#[derive(Debug)]
+pub struct PodTun {
+    queue: Queue,
+    netns: Netns,
+}
+
+impl PodTun {
+    /// Makes the interface `name` in the pod's namespace; it is down.
+    pub fn make(name: &str, netns: &Netns) -> Result<PodTun, TunError> {
+        PodTun::open(name, netns, Wanted::New)
+    }
+
+    /// Opens the one that an earlier process made.
+    pub fn reopen(name: &str, netns: &Netns) -> Result<PodTun, TunError> {
+        PodTun::open(name, netns, Wanted::Found)
+    }
+
+    /// Takes over the descriptor of one that is open: of a predecessor, or of whoever kept it.
+    pub fn adopt(fd: OwnedFd) -> Result<PodTun, TunError> {
+        let queue = Queue::adopt(fd)?;
+        let failed =
+            |error| TunError::Io { name: queue.name().to_owned(), step: "finding its namespace (SIOCGSKNS)", source: io::Error::other(error) };
+        // The namespace that the queue was opened in, which is the device's: TUN answers the sockets' question.
+        let netns = Netns::of(queue.as_fd(), Question::Socket).map_err(failed)?;
+        Ok(PodTun { queue, netns })
+    }
+
+    /// A second descriptor of the same queue, for whoever keeps it for a successor.
+    pub fn keep(&self) -> io::Result<OwnedFd> {
+        self.queue.as_fd().try_clone_to_owned()
+    }
+
+    /// The interface's name.
+    pub fn name(&self) -> &str {
+        self.queue.name()
+    }
+
+    /// The namespace that it is in.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Deletes the interface `name` of a pod, whoever holds its queue. An interface of another kind is not touched.
+    pub fn remove(name: &str, netns: &Netns) -> Result<Removed, TunError> {
+        Tun::remove(name, netns)
+    }
+
+    fn open(name: &str, netns: &Netns, wanted: Wanted) -> Result<PodTun, TunError> {
+        let failed = |source| TunError::Io { name: name.to_owned(), step: "entering its namespace", source };
+        let queue = netns.run(|| Queue::open_single(name, wanted)).map_err(failed)??;
+        Ok(PodTun { queue, netns: netns.try_clone().map_err(failed)? })
+    }
+}
+
+/// A pod's TUN in use.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) id: TunId,
+    tun: PodTun,
+    /// The worker that reads it, and its seat there.
+    worker: WorkerId,
+    seat: usize,
+    /// errno of the last read that failed for another reason than that there was nothing; 0 if none did. Relaxed: it stands for itself.
+    read_error: AtomicI32,
+    /// How many reads failed so.
+    read_errors: AtomicU64,
+}
+
+impl Port {
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.tun.queue
+    }
+
+    /// Notes that a read failed. One writer: the worker that reads it.
+    pub(crate) fn failed(&self, error: &io::Error) {
+        self.read_error.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
+        self.read_errors.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The pods' TUNs as of one publication.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PodTuns {
+    /// It grows by one with each change; 0 for an empty table.
+    version: u64,
+    ports: FoldMap<TunId, Arc<Port>>,
+    /// For each worker the ports that it reads, by seat.
+    seats: Vec<Vec<Option<Arc<Port>>>>,
+}
+
+impl PodTuns {
+    /// The TUN of that number.
+    #[inline]
+    pub(crate) fn get(&self, id: TunId) -> Option<&Port> {
+        self.ports.get(&id).map(|port| &**port)
+    }
+
+    /// What tells it from the table before.
+    #[inline]
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What `worker` reads, by seat.
+    pub(crate) fn of(&self, worker: WorkerId) -> &[Option<Arc<Port>>] {
+        self.seats.get(usize::from(worker.0)).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// One pod's TUN, for status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodTunStatus {
+    /// Which.
+    pub id: TunId,
+    /// The worker that reads it.
+    pub worker: WorkerId,
+    /// errno of the last read that failed for another reason than that there was nothing to read; 0 if none did. EBADFD (77) means that the
+    /// interface was deleted.
+    pub read_error: i32,
+    /// How many reads failed so.
+    pub read_errors: u64,
+}
+
+/// Why a pod's TUN cannot be taken into use.
+#[derive(Debug, thiserror::Error)]
+pub enum PodTunError {
+    /// Its number is another's.
+    #[error("the number {} is another pod's already", .0.0)]
+    Taken(TunId),
+    /// Every worker has as many as it can read.
+    #[error("{0} pods in tun mode are as many as these workers read; attach further ones with mode veth, or configure more workers")]
+    Full(usize),
+}
+
+/// The control side of [`PodTuns`]: the next publication's.
+#[derive(Debug)]
+pub(crate) struct Patchbay {
+    next: Arc<PodTuns>,
+    /// Taken out, and perhaps still in a worker's hands.
+    leaving: Vec<Arc<Port>>,
+}
+
+impl Patchbay {
+    pub(crate) fn new(workers: u16) -> Patchbay {
+        let seats = (0..workers).map(|_| Vec::new()).collect();
+        Patchbay { next: Arc::new(PodTuns { version: 0, ports: FoldMap::default(), seats }), leaving: Vec::new() }
+    }
+
+    /// What the next publication is to have.
+    pub(crate) fn table(&self) -> Arc<PodTuns> {
+        Arc::clone(&self.next)
+    }
+
+    /// Takes a TUN into use: by the worker that reads the fewest.
+    pub(crate) fn insert(&mut self, id: TunId, tun: PodTun) -> Result<(), PodTunError> {
+        if self.next.ports.contains_key(&id) {
+            return Err(PodTunError::Taken(id));
+        }
+        let count = |seats: &[Option<Arc<Port>>]| seats.iter().flatten().count();
+        let fewest = self.next.seats.iter().enumerate().min_by_key(|(_, seats)| count(seats)).map(|(index, _)| index);
+        let full = || PodTunError::Full(self.next.seats.len() * PODS_PER_WORKER_MAX);
+        let worker = fewest.filter(|index| count(&self.next.seats[*index]) < PODS_PER_WORKER_MAX).ok_or_else(full)?;
+        let next = Arc::make_mut(&mut self.next);
+        let seats = &mut next.seats[worker];
+        let seat = seats.iter().position(Option::is_none).unwrap_or(seats.len());
+        let (read_error, read_errors) = (AtomicI32::new(0), AtomicU64::new(0));
+        let port = Arc::new(Port { id, tun, worker: WorkerId(worker as u16), seat, read_error, read_errors });
+        seats.resize(seats.len().max(seat + 1), None);
+        seats[seat] = Some(Arc::clone(&port));
+        next.ports.insert(id, port);
+        next.version += 1;
+        Ok(())
+    }
+
+    /// Takes a TUN out of use: from the next publication on nobody reads or writes it.
+    pub(crate) fn remove(&mut self, id: TunId) {
+        if !self.next.ports.contains_key(&id) {
+            return;
+        }
+        let next = Arc::make_mut(&mut self.next);
+        next.version += 1;
+        if let Some(port) = next.ports.remove(&id) {
+            next.seats[usize::from(port.worker.0)][port.seat] = None;
+            self.leaving.push(port);
+        }
+    }
+
+    /// Closes what nobody has any more; true if some still are.
+    pub(crate) fn close_left(&mut self) -> bool {
+        // Tables and workers hold counted references, and nobody makes one from what has been taken out of the table.
+        self.leaving.retain(|port| Arc::strong_count(port) > 1);
+        !self.leaving.is_empty()
+    }
+
+    pub(crate) fn status(&self) -> Vec<PodTunStatus> {
+        let status = |port: &Arc<Port>| PodTunStatus {
+            id: port.id,
+            worker: port.worker,
+            read_error: port.read_error.load(Ordering::Relaxed),
+            read_errors: port.read_errors.load(Ordering::Relaxed),
+        };
+        self.next.ports.values().map(status).collect()
+    }
+
+    /// What the kernel dropped at all of them.
+    pub(crate) fn losses(&self) -> Losses {
+        let mut sum = Losses::default();
+        // One whose interface is gone has lost nothing more.
+        for losses in self.next.ports.values().filter_map(|port| Tun::losses(port.tun.name(), &port.tun.netns).ok().flatten()) {
+            sum.queue_full += losses.queue_full;
+            sum.not_taken += losses.not_taken;
+        }
+        sum
+    }
+}
+
+impl Drop for Patchbay {
+    /// With the workers gone the queues are closed at once, not when the last replaced table is freed: whoever comes next opens them again.
+    fn drop(&mut self) {
+        for port in self.next.ports.values().chain(&self.leaving) {
+            if let Err(error) = port.queue().vacate() {
+                eprintln!("the queue of {} stays open: {error}", port.tun.name());
+            }
+        }
+    }
+}

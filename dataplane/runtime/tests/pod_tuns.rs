@@ -1,0 +1,232 @@
+//! Pods with a TUN of their own beside pods with a veth, on real devices.
+//!
+//! Skipped, with the reason printed, where namespaces or TUN devices are not permitted, or there is no `ip` (iproute2).
+
+mod nodes;
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use nodes::*;
+use podgate_core::verdict::{DropReason, TunId, WorkerId};
+use podgate_runtime::netns::Netns;
+use podgate_runtime::pod_tun::PodTun;
+use podgate_runtime::runtime::{PodTunError, Runtime};
+use podgate_runtime::tun::{Removed, Tun};
+
+/// Every pair of pods on `one`, and from it to `two`.
+fn talk(one: &Node, two: &Node) {
+    for v4 in [true, false] {
+        let ways = [
+            (&one.pods[0], &one.pods[1], one.pod(1, v4)),
+            (&one.pods[1], &one.pods[0], one.pod(0, v4)),
+            (&one.pods[0], &two.pods[0], two.pod(0, v4)),
+            (&one.pods[1], &two.pods[1], two.pod(1, v4)),
+            (&two.pods[1], &one.pods[0], one.pod(0, v4)),
+        ];
+        for (from, to, address) in ways {
+            datagram(from, to, address, 1000);
+            datagram(from, to, address, 9000);
+            superdatagram(from, to, address, 1000, 10, 300);
+            stream(from, to, address, 4 * MIB);
+        }
+    }
+}
+
+/// Opens what a runtime that has stopped has closed. A child that another test is just starting has it too, until it is another program.
+fn reopen(pod: &Netns) -> PodTun {
+    let mut opened = None;
+    wait("its queue can be opened again", || {
+        opened = PodTun::reopen("eth0", pod).ok();
+        opened.is_some()
+    });
+    opened.expect("it was waited for")
+}
+
+fn well(runtime: &Runtime) {
+    assert!(runtime.workers().iter().all(|worker| worker.alive && worker.restarts == 0 && worker.read_error == 0), "{:?}", runtime.workers());
+    assert!(runtime.pod_tuns().iter().all(|tun| tun.read_error == 0), "{:?}", runtime.pod_tuns());
+    // The TUN `host` has a link-local address here, and with it multicast reports.
+    let dropped: Vec<_> = drops(runtime).into_iter().filter(|(reason, _)| *reason != DropReason::MartianDestination.name()).collect();
+    assert_eq!(dropped, []);
+}
+
+#[test]
+fn pods_of_both_kinds_talk_on_one_node_and_between_two_in_superframes() {
+    for (kinds, workers) in [([Attach::Tun, Attach::Tun], 2), ([Attach::Tun, Attach::Veth], 3), ([Attach::Tun, Attach::Tun], 1)] {
+        let Some((mut one, mut two)) = two_nodes() else { return };
+        (one.attach, two.attach) = (kinds, [kinds[1], kinds[0]]);
+        (one.workers, two.workers) = (workers, workers);
+        let first = one.start(Some(&two), |_, _| {}).unwrap();
+        let second = two.start(Some(&one), |_, _| {}).unwrap();
+        talk(&one, &two);
+        for runtime in [&first, &second] {
+            let tx = (sum(runtime, |c| c.pods_tx.frames.value()), sum(runtime, |c| c.pods_tx.bytes.value()));
+            assert!(tx.1 / tx.0 > 3 * u64::from(POD_MTU), "pods are written superframes: {tx:?}");
+            well(runtime);
+        }
+        // No worker reads all of them while another reads none.
+        if workers == 2 {
+            let readers: Vec<WorkerId> = first.pod_tuns().iter().map(|tun| tun.worker).collect();
+            assert_ne!(readers[0], readers[1]);
+        }
+    }
+}
+
+/// Sends `packet` as it is from a raw socket in the pod.
+fn send_raw(pod: &Netns, source: [u8; 4], destination: [u8; 4], ttl: u8) {
+    let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, ttl, 17, 0, 0];
+    packet.extend(source);
+    packet.extend(destination);
+    packet.extend([0x27, 0x0f, 0x27, 0x0f, 0, 8, 0, 0]);
+    pod.run(|| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::from(libc::IPPROTO_RAW))).unwrap();
+        let to = std::net::SocketAddr::from((destination, 9999));
+        socket.send_to(&packet, &to.into()).unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_pod_sends_from_its_own_address_alone_even_where_others_are_on_the_same_node() {
+    let Some((mut one, two)) = two_nodes() else { return };
+    one.attach = [Attach::Tun, Attach::Tun];
+    let runtime = one.start(Some(&two), |_, _| {}).unwrap();
+    let octets = |ip: std::net::IpAddr| if let std::net::IpAddr::V4(ip) = ip { ip.octets() } else { panic!("not IPv4") };
+    let (own, neighbour, gateway) = (octets(one.pod(0, true)), octets(one.pod(1, true)), octets(one.gateway_address(true)));
+    let victim = one.pods[1].run(|| UdpSocket::bind("0.0.0.0:9999").unwrap()).unwrap();
+    let forged = [neighbour, octets(two.pod(0, true)), gateway, octets(one.underlay()), [203, 0, 113, 7]];
+    for source in forged {
+        send_raw(&one.pods[0], source, neighbour, 64);
+    }
+    wait("every forged packet is counted", || sum(&runtime, |c| c.drops(DropReason::SpoofedByPod)) == forged.len() as u64);
+    // The first that arrives is the honest one.
+    send_raw(&one.pods[0], own, neighbour, 64);
+    victim.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(receive(&victim, &mut [0; 64]).1.ip(), one.pod(0, true));
+}
+
+#[test]
+fn a_pod_that_comes_later_is_read_and_one_that_goes_is_closed_while_others_talk() {
+    let Some((mut one, two)) = two_nodes() else { return };
+    one.attach = [Attach::Tun, Attach::Veth];
+    let runtime = one.start(Some(&two), |_, _| {}).unwrap();
+    one.attach = [Attach::Tun, Attach::Tun];
+    // It changes from a veth to a TUN: as another attachment of the same addresses.
+    one.gateway.run(|| ip("link delete veth1")).unwrap();
+    let tun = PodTun::make("eth0", &one.pods[1]).unwrap();
+    one.furnish(1);
+    runtime.plug(TunId(1), tun).unwrap();
+    let again = PodTun::make("eth1", &one.pods[1]).unwrap();
+    assert!(matches!(runtime.plug(TunId(1), again), Err(PodTunError::Taken(TunId(1)))));
+    runtime.publish(one.snapshot(2, Some(&two)));
+    for v4 in [true, false] {
+        stream(&one.pods[0], &one.pods[1], one.pod(1, v4), MIB);
+        stream(&one.pods[1], &one.pods[0], one.pod(0, v4), MIB);
+    }
+    // It goes: its queue is closed, so that it can be opened again, by a successor for instance.
+    let refused = PodTun::reopen("eth0", &one.pods[1]);
+    assert!(refused.is_err(), "its queue is taken");
+    runtime.unplug(TunId(1));
+    runtime.publish(one.snapshot(3, Some(&two)));
+    let mut reopened = None;
+    wait("its queue is closed", || {
+        runtime.close_unplugged();
+        reopened = PodTun::reopen("eth0", &one.pods[1]).ok();
+        reopened.is_some()
+    });
+    runtime.plug(TunId(7), reopened.unwrap()).unwrap();
+    assert_eq!(runtime.pod_tuns().len(), 2);
+    runtime.stop();
+    reopen(&one.pods[0]);
+}
+
+#[test]
+fn a_successor_opens_the_queues_again_or_takes_them_over_and_connections_go_on() {
+    let Some((mut one, two)) = two_nodes() else { return };
+    one.attach = [Attach::Tun, Attach::Tun];
+    let first = one.start(Some(&two), |_, _| {}).unwrap();
+    let server = one.pods[1].run(|| UdpSocket::bind((one.pod(1, true), 0)).unwrap()).unwrap();
+    let client = one.pods[0].run(|| UdpSocket::bind((one.pod(0, true), 0)).unwrap()).unwrap();
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    let target = server.local_addr().unwrap();
+    let exchange = || {
+        client.send_to(b"?", target).unwrap();
+        let from = receive(&server, &mut [0; 8]).1;
+        server.send_to(b"!", from).unwrap();
+        receive(&client, &mut [0; 8]);
+    };
+    exchange();
+    first.stop();
+    for adopted in [false, true] {
+        let open = |pod| {
+            let tun = reopen(pod);
+            if !adopted {
+                return tun;
+            }
+            let kept = tun.keep().unwrap();
+            drop(tun);
+            let adopted = PodTun::adopt(kept).unwrap();
+            assert_eq!((adopted.name(), adopted.netns().id()), ("eth0", pod.id()));
+            adopted
+        };
+        let tuns = one.pods.iter().enumerate().map(|(index, pod)| (TunId(index as u32), open(pod))).collect();
+        let successor = one.start_with(Some(&two), tuns).unwrap();
+        exchange();
+        well(&successor);
+        successor.stop();
+    }
+    assert!(PodTun::adopt(std::fs::File::open("/dev/null").unwrap().into()).is_err());
+}
+
+#[test]
+fn an_interface_that_is_deleted_in_the_pod_is_told_of_and_costs_its_worker_no_time() {
+    let Some((mut one, two)) = two_nodes() else { return };
+    one.attach = [Attach::Tun, Attach::Tun];
+    let runtime = one.start(Some(&two), |_, _| {}).unwrap();
+    assert_eq!(PodTun::remove("eth0", &one.pods[0]).unwrap(), Removed::Removed);
+    let broken = || runtime.pod_tuns().into_iter().find(|tun| tun.id == TunId(0)).unwrap();
+    wait("the worker has noticed", || broken().read_error == libc::EBADFD);
+    let before = broken().read_errors;
+    let workers = threads_in(&one.netns, "worker-");
+    let used = cpu_time(&workers);
+    // Some hundred rounds of each worker, by what it publishes of itself.
+    let batches = || runtime.latency();
+    for _ in 0..20 {
+        batches();
+    }
+    assert!(broken().read_errors <= before + 1, "{} reads of what is gone", broken().read_errors);
+    assert!(cpu_time(&workers) - used < Duration::from_millis(500));
+    // What is sent to it is counted, and the others go on.
+    let client = one.pods[1].run(|| UdpSocket::bind((one.pod(1, true), 0)).unwrap()).unwrap();
+    client.send_to(b"x", (one.pod(0, true), 9)).unwrap();
+    wait("it is counted", || sum(&runtime, |c| c.drops(DropReason::WritePod)) == 1);
+    assert!(runtime.workers().iter().all(|worker| worker.read_error == 0));
+    assert!(runtime.kernel_drops().is_ok());
+}
+
+#[test]
+fn a_worker_that_panics_goes_on_reading_its_pods() {
+    let Some((mut one, two)) = two_nodes() else { return };
+    one.attach = [Attach::Tun, Attach::Tun];
+    let runtime = one.start(Some(&two), |_, _| {}).unwrap();
+    datagram(&one.pods[0], &one.pods[1], one.pod(1, true), 100);
+    for worker in 0..one.workers {
+        runtime.crash_worker(WorkerId(worker));
+    }
+    wait("both are back", || runtime.workers().iter().all(|worker| worker.restarts == 1));
+    for v4 in [true, false] {
+        datagram(&one.pods[0], &one.pods[1], one.pod(1, v4), 100);
+        datagram(&one.pods[1], &one.pods[0], one.pod(0, v4), 100);
+    }
+}
+
+#[test]
+fn a_device_with_several_queues_is_no_pods_tun() {
+    let Some((one, _two)) = two_nodes() else { return };
+    let _several = Tun::open("eth0", 2, &one.pods[0]).unwrap();
+    assert!(PodTun::make("eth0", &one.pods[0]).is_err() && PodTun::reopen("eth0", &one.pods[0]).is_err());
+    assert!(PodTun::reopen("eth1", &one.pods[0]).unwrap_err().to_string().contains("eth1"));
+}
