@@ -7,7 +7,7 @@ use crate::addr::{Addr, protocol};
 use crate::decap;
 use crate::fib::within;
 use crate::flow::Opener;
-use crate::packet::{Ingress, Packet};
+use crate::packet::{Ingress, Outer, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::snapshot::Snapshot;
 use crate::verdict::{DropReason, PeerId};
@@ -44,7 +44,7 @@ impl Sender {
 pub const PROBE_PORT: u16 = 9;
 
 /// Who sent it, or why it may not go on.
-#[inline]
+#[inline(always)]
 pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> Result<Sender, DropReason> {
     let (src, dst) = (parsed.tuple.src, parsed.tuple.dst);
     // Link-local IPv4 goes on: cloud metadata and caches of the node live there. Nothing of IPv6's may leave its link (RFC 4291 §2.5.6).
@@ -60,30 +60,34 @@ pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> R
             let pod = snapshot.pods.get(src).ok_or(DropReason::SpoofedByPod)?;
             Ok(Sender::Pod { limited: pod.limits.is_some() })
         }
-        Ingress::Host | Ingress::Socket => {
-            if snapshot.node.owns(src) {
-                return Ok(Sender::Node);
-            }
-            if claims_to_be_ours(snapshot, src) {
-                return Err(DropReason::SpoofedFromHost);
-            }
-            if Scope::of(src) == Scope::LinkLocal && !src.is_v4() {
-                return Err(DropReason::MartianSource);
-            }
-            Ok(Sender::Outside)
-        }
-        Ingress::Overlay(outer) => {
-            let by_underlay = &snapshot.peer_by_underlay;
-            let at = by_underlay.binary_search_by_key(&outer.src, |(addr, _)| *addr).map_err(|_| DropReason::OverlayUnknownPeer)?;
-            let peer = by_underlay[at].1;
-            snapshot.peers[peer as usize].prefixes.lookup(src).ok_or(DropReason::OverlayForeignSource)?;
-            let ecn = decap::ecn(parsed.traffic_class, outer.ecn)?;
-            if ecn != parsed.traffic_class & 0b11 {
-                ip::set_ecn(packet.head, ecn);
-            }
-            Ok(Sender::Peer(PeerId(peer)))
-        }
+        Ingress::Host | Ingress::Socket => admit_from_host(snapshot, src),
+        Ingress::Overlay(outer) => admit_from_peer(snapshot, packet, parsed, outer),
     }
+}
+
+fn admit_from_host(snapshot: &Snapshot, src: Addr) -> Result<Sender, DropReason> {
+    if snapshot.node.owns(src) {
+        return Ok(Sender::Node);
+    }
+    if claims_to_be_ours(snapshot, src) {
+        return Err(DropReason::SpoofedFromHost);
+    }
+    if Scope::of(src) == Scope::LinkLocal && !src.is_v4() {
+        return Err(DropReason::MartianSource);
+    }
+    Ok(Sender::Outside)
+}
+
+fn admit_from_peer(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed, outer: Outer) -> Result<Sender, DropReason> {
+    let by_underlay = &snapshot.peer_by_underlay;
+    let at = by_underlay.binary_search_by_key(&outer.src, |(addr, _)| *addr).map_err(|_| DropReason::OverlayUnknownPeer)?;
+    let peer = by_underlay[at].1;
+    snapshot.peers[peer as usize].prefixes.lookup(parsed.tuple.src).ok_or(DropReason::OverlayForeignSource)?;
+    let ecn = decap::ecn(parsed.traffic_class, outer.ecn)?;
+    if ecn != parsed.traffic_class & 0b11 {
+        ip::set_ecn(packet.head, ecn);
+    }
+    Ok(Sender::Peer(PeerId(peer)))
 }
 
 /// Whether a packet from `host` is one of this gateway's own probes, and which: they come back with sources that nobody else may use.

@@ -133,9 +133,10 @@ impl Eq for Pod {}
 /// cannot be foreseen costs a packet more than all the rest of a lookup.
 #[derive(Clone, Debug)]
 pub struct PodTable {
-    /// Numbers in `pods`, each and 1; 0 is an empty place. A power of two of them.
+    /// Numbers in `addrs`, each and 1; 0 is an empty place. A power of two of them.
     index: Arc<[u32]>,
-    pods: Arc<[(Addr, Pod)]>,
+    addrs: Arc<[Addr]>,
+    pods: Arc<[Pod]>,
 }
 
 impl Default for PodTable {
@@ -147,16 +148,16 @@ impl Default for PodTable {
 impl PodTable {
     /// From the pods' addresses, each of which one pod has.
     pub fn new(pods: impl IntoIterator<Item = (Addr, Pod)>) -> PodTable {
-        let pods: Arc<[(Addr, Pod)]> = pods.into_iter().collect();
+        let (addrs, pods): (Vec<Addr>, Vec<Pod>) = pods.into_iter().unzip();
         let mut index = vec![0; (8 * pods.len()).next_power_of_two()];
-        for (number, (addr, _)) in (1..).zip(pods.iter()) {
+        for (number, addr) in (1..).zip(&addrs) {
             let mut place = PodTable::place(*addr, index.len());
             while index[place] != 0 {
                 place = (place + 1) % index.len();
             }
             index[place] = number;
         }
-        PodTable { index: index.into(), pods }
+        PodTable { index: index.into(), addrs: addrs.into(), pods: pods.into() }
     }
 
     /// The pod that has `addr`.
@@ -164,9 +165,9 @@ impl PodTable {
     pub fn get(&self, addr: Addr) -> Option<&Pod> {
         let mut place = PodTable::place(addr, self.index.len());
         loop {
-            let (other, pod) = self.pods.get((*self.index.get(place)? as usize).wrapping_sub(1))?;
-            if *other == addr {
-                return Some(pod);
+            let number = (*self.index.get(place)? as usize).wrapping_sub(1);
+            if *self.addrs.get(number)? == addr {
+                return self.pods.get(number);
             }
             place = (place + 1) & (self.index.len() - 1);
         }
@@ -174,7 +175,7 @@ impl PodTable {
 
     /// Every address and its pod, in the order given.
     pub fn iter(&self) -> impl Iterator<Item = (Addr, &Pod)> {
-        self.pods.iter().map(|(addr, pod)| (*addr, pod))
+        self.addrs.iter().copied().zip(self.pods.iter())
     }
 
     /// Where the search for `addr` begins among `places`, a power of two.
