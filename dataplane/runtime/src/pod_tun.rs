@@ -156,7 +156,7 @@ pub struct PodTunStatus {
 #[derive(Debug, thiserror::Error)]
 pub enum PodTunError {
     /// Its number is another's.
-    #[error("the number {} is another pod's already", .0.0)]
+    #[error("the number {} is another pod's already", .0.number())]
     Taken(TunId),
     /// Every worker has as many as it can read.
     #[error("{0} pods in tun mode are as many as these workers read; attach further ones with mode veth, or configure more workers")]
