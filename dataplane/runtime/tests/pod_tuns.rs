@@ -224,6 +224,30 @@ fn a_worker_that_panics_goes_on_reading_its_pods() {
 }
 
 #[test]
+fn what_found_a_pods_queue_full_is_counted_and_stays_so_when_the_pod_has_gone() {
+    let Some((mut one, two)) = two_nodes() else { return };
+    one.attach = [Attach::Veth, Attach::Tun];
+    let runtime = one.start(Some(&two), |_, _| {}).unwrap();
+    let before = runtime.kernel_drops().unwrap().pods_queue;
+    let pod = Netns::anonymous().unwrap();
+    let tun = PodTun::make("eth0", &pod).unwrap();
+    pod.run(|| ["link set eth0 up", "address add 10.244.1.9/32 dev eth0", "route add default dev eth0"].map(ip)).unwrap();
+    let socket = pod.run(|| UdpSocket::bind("10.244.1.9:0").unwrap()).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    for _ in 0..2 * podgate_runtime::tun::QUEUE_LEN {
+        // The socket's own buffer may be full as well.
+        let _ = socket.send_to(b"x", "10.244.1.2:9");
+    }
+    let lost = Tun::losses("eth0", &pod).unwrap().unwrap().queue_full;
+    assert!(lost > 0);
+    runtime.plug(TunId(9), tun).unwrap();
+    assert_eq!(runtime.kernel_drops().unwrap().pods_queue - before, lost);
+    runtime.unplug(TunId(9));
+    runtime.publish(one.snapshot(2, Some(&two)));
+    assert_eq!(runtime.kernel_drops().unwrap().pods_queue - before, lost);
+}
+
+#[test]
 fn a_device_with_several_queues_is_no_pods_tun() {
     let Some((one, _two)) = two_nodes() else { return };
     let _several = Tun::open("eth0", 2, &one.pods[0]).unwrap();
