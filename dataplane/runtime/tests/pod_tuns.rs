@@ -240,9 +240,9 @@ fn what_found_a_pods_queue_full_is_counted_and_stays_so_when_the_pod_has_gone() 
     }
     let lost = Tun::losses("eth0", &pod).unwrap().unwrap().queue_full;
     assert!(lost > 0);
-    runtime.plug(TunId(9), tun).unwrap();
+    runtime.plug(TunId::new(9), tun).unwrap();
     assert_eq!(runtime.kernel_drops().unwrap().pods_queue - before, lost);
-    runtime.unplug(TunId(9));
+    runtime.unplug(TunId::new(9));
     runtime.publish(one.snapshot(2, Some(&two)));
     assert_eq!(runtime.kernel_drops().unwrap().pods_queue - before, lost);
 }
