@@ -335,7 +335,7 @@ fn timeouts(check: &Check<'_>, raw: &RawTimeouts) -> Result<Timeouts, ConfigErro
         // The time of the last packet is kept to the second.
         if !(2..=TIMEOUT_S_MAX).contains(&seconds) {
             return check.fail(
-                &format!("flows.timeouts.{key}"),
+                format!("flows.timeouts.{key}"),
                 format!("{seconds}s is not between 2s and 720h"),
                 "write one in between, or leave the key out",
             );

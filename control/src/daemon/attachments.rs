@@ -350,10 +350,10 @@ impl Daemon {
     /// The result of a CNI ADD.
     fn result(&self, attachment: &Attachment, pod: &Attached) -> Value {
         let sandbox = if pod.netns_path.is_empty() { &attachment.sandbox } else { &pod.netns_path };
-        let has_mac = pod.mode == AttachMode::Veth;
+        // Without an Ethernet address it has zeros, as the `loopback` plugin says it: podman refuses a result without any.
         let interface = |name: &str, mac: Mac, sandbox: String| Interface {
             name: name.to_owned(),
-            mac: has_mac.then(|| mac.to_string()),
+            mac: Some(mac.to_string()),
             mtu: Some(pod.mtu),
             sandbox: Some(sandbox),
         };

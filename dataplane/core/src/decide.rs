@@ -498,7 +498,7 @@ fn hop_elsewhere(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
 /// The hop to a pod of this node.
 #[inline]
 fn hop_to_pod(pod: &Pod) -> Hop {
-    Hop::Pod { mtu: pod.mtu, limited: pod.limits.is_some(), tun: pod.tun }
+    Hop::Pod { mtu: pod.mtu.into(), limited: pod.limits.is_some(), tun: pod.tun }
 }
 
 /// How what `src` says to the outside is masqueraded, if it is: a pod may be left out of it.

@@ -19,7 +19,7 @@ use podgate_core::fold::FoldMap;
 use podgate_core::verdict::{TunId, WorkerId};
 
 use crate::netns::{Netns, Question};
-use crate::tun::{Losses, Queue, Removed, Tun, TunError, Wanted};
+use crate::tun::{Queue, Removed, Tun, TunError, Wanted};
 
 /// Pods that one worker can read: the memory for them is there from its start.
 pub const PODS_PER_WORKER_MAX: usize = 2_048;
@@ -152,7 +152,7 @@ pub struct PodTunStatus {
 #[derive(Debug, thiserror::Error)]
 pub enum PodTunError {
     /// Its number is another's.
-    #[error("the number {} is another pod's already", .0.0)]
+    #[error("the number {} is another pod's already", .0.number())]
     Taken(TunId),
     /// Every worker has as many as it can read.
     #[error("{0} pods in tun mode are as many as these workers read; attach further ones with mode veth, or configure more workers")]
@@ -165,12 +165,20 @@ pub(crate) struct Patchbay {
     next: Arc<PodTuns>,
     /// Taken out, and perhaps still in a worker's hands.
     leaving: Vec<Arc<Port>>,
+    /// Packets that found each queue full, as far as was looked; and those of the TUNs that have gone: a counter never falls.
+    queue_full: FoldMap<TunId, u64>,
+    queue_full_before: u64,
 }
 
 impl Patchbay {
     pub(crate) fn new(workers: u16) -> Patchbay {
         let seats = (0..workers).map(|_| Vec::new()).collect();
-        Patchbay { next: Arc::new(PodTuns { version: 0, ports: FoldMap::default(), seats }), leaving: Vec::new() }
+        Patchbay {
+            next: Arc::new(PodTuns { version: 0, ports: FoldMap::default(), seats }),
+            leaving: Vec::new(),
+            queue_full: FoldMap::default(),
+            queue_full_before: 0,
+        }
     }
 
     /// What the next publication is to have.
@@ -209,6 +217,7 @@ impl Patchbay {
         if let Some(port) = next.ports.remove(&id) {
             next.seats[usize::from(port.worker.0)][port.seat] = None;
             self.leaving.push(port);
+            self.queue_full_before += self.queue_full.remove(&id).unwrap_or(0);
         }
     }
 
@@ -229,15 +238,15 @@ impl Patchbay {
         self.next.ports.values().map(status).collect()
     }
 
-    /// What the kernel dropped at all of them.
-    pub(crate) fn losses(&self) -> Losses {
-        let mut sum = Losses::default();
-        // One whose interface is gone has lost nothing more.
-        for losses in self.next.ports.values().filter_map(|port| Tun::losses(port.tun.name(), &port.tun.netns).ok().flatten()) {
-            sum.queue_full += losses.queue_full;
-            sum.not_taken += losses.not_taken;
+    /// How many packets found the queue of a pod's TUN full.
+    pub(crate) fn queue_full(&mut self) -> u64 {
+        for port in self.next.ports.values() {
+            // Of one whose interface is gone nothing more is known.
+            if let Ok(Some(losses)) = Tun::losses(port.tun.name(), &port.tun.netns) {
+                self.queue_full.insert(port.id, losses.queue_full);
+            }
         }
-        sum
+        self.queue_full_before + self.queue_full.values().sum::<u64>()
     }
 }
 

@@ -376,7 +376,7 @@ impl Runtime {
     pub fn kernel_drops(&self) -> Result<KernelDrops, TunError> {
         let queue = |netns: &Netns, name: &str| Tun::losses(name, netns).map(|losses| losses.map_or(0, |losses| losses.queue_full));
         Ok(KernelDrops {
-            pods_queue: queue(&self.pods_netns, &self.names[0])? + self.patchbay().losses().queue_full,
+            pods_queue: queue(&self.pods_netns, &self.names[0])? + self.patchbay().queue_full(),
             host_queue: queue(&self.host_netns, &self.names[1])?,
             overlay_sockets: self.shared.seats.iter().map(|seat| seat.socket_drops.load(Ordering::Relaxed)).sum(),
             port_sockets: self.wishes.kernel_drops.load(Ordering::Relaxed),

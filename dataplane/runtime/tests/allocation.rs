@@ -90,7 +90,7 @@ fn snapshot(generation: u64, limits: Option<&Arc<Limits>>) -> Arc<Snapshot> {
         services: ServiceTable::default(),
         pods: PodTable::new([
             (addr("10.244.1.2"), Pod { limits: limits.cloned(), ..Pod::new(1400) }),
-            (addr("10.244.1.3"), Pod { tun: Some(TunId(1)), ..Pod::new(1400) }),
+            (addr("10.244.1.3"), Pod { tun: Some(TunId::new(1)), ..Pod::new(1400) }),
         ]),
         routes: Arc::new(PrefixMap::new([(peer_prefix, 0)])),
         // The peer is this node itself, so what is sent to it comes back over the overlay and is dropped there by name.
@@ -133,7 +133,7 @@ fn a_worker_that_has_started_does_not_allocate() {
     let options = Options {
         workers: vec![None],
         pods,
-        pod_tuns: vec![(TunId(1), own_tun)],
+        pod_tuns: vec![(TunId::new(1), own_tun)],
         pods_netns: gateway.try_clone().unwrap(),
         host,
         overlay,
@@ -193,9 +193,9 @@ fn a_worker_that_has_started_does_not_allocate() {
         wait(before + 4);
         socket.send_to(&[7; 900], "10.244.1.3:7").unwrap();
         wait(before + 5);
-        runtime.plug(TunId(2 + round), PodTun::make("more", &own).unwrap()).unwrap();
+        runtime.plug(TunId::new(2 + round), PodTun::make("more", &own).unwrap()).unwrap();
         runtime.publish_again();
-        runtime.unplug(TunId(2 + round));
+        runtime.unplug(TunId::new(2 + round));
         runtime.publish_again();
         PodTun::remove("more", &own).unwrap();
     }

@@ -116,9 +116,9 @@ fn a_pod_that_comes_later_is_read_and_one_that_goes_is_closed_while_others_talk(
     one.gateway.run(|| ip("link delete veth1")).unwrap();
     let tun = PodTun::make("eth0", &one.pods[1]).unwrap();
     one.furnish(1);
-    runtime.plug(TunId(1), tun).unwrap();
+    runtime.plug(TunId::new(1), tun).unwrap();
     let again = PodTun::make("eth1", &one.pods[1]).unwrap();
-    assert!(matches!(runtime.plug(TunId(1), again), Err(PodTunError::Taken(TunId(1)))));
+    assert!(matches!(runtime.plug(TunId::new(1), again), Err(PodTunError::Taken(id)) if id == TunId::new(1)));
     runtime.publish(one.snapshot(2, Some(&two)));
     for v4 in [true, false] {
         stream(&one.pods[0], &one.pods[1], one.pod(1, v4), MIB);
@@ -127,7 +127,7 @@ fn a_pod_that_comes_later_is_read_and_one_that_goes_is_closed_while_others_talk(
     // It goes: its queue is closed, so that it can be opened again, by a successor for instance.
     let refused = PodTun::reopen("eth0", &one.pods[1]);
     assert!(refused.is_err(), "its queue is taken");
-    runtime.unplug(TunId(1));
+    runtime.unplug(TunId::new(1));
     runtime.publish(one.snapshot(3, Some(&two)));
     let mut reopened = None;
     wait("its queue is closed", || {
@@ -135,7 +135,7 @@ fn a_pod_that_comes_later_is_read_and_one_that_goes_is_closed_while_others_talk(
         reopened = PodTun::reopen("eth0", &one.pods[1]).ok();
         reopened.is_some()
     });
-    runtime.plug(TunId(7), reopened.unwrap()).unwrap();
+    runtime.plug(TunId::new(7), reopened.unwrap()).unwrap();
     assert_eq!(runtime.pod_tuns().len(), 2);
     runtime.stop();
     reopen(&one.pods[0]);
@@ -172,7 +172,7 @@ fn a_successor_opens_the_queues_again_or_takes_them_over_and_connections_go_on()
             assert_eq!((adopted.name(), adopted.netns().id()), ("eth0", pod.id()));
             adopted
         };
-        let tuns = one.pods.iter().enumerate().map(|(index, pod)| (TunId(index as u32), open(pod))).collect();
+        let tuns = one.pods.iter().enumerate().map(|(index, pod)| (TunId::new(index as u32), open(pod))).collect();
         let successor = one.start_with(Some(&two), tuns).unwrap();
         exchange();
         well(&successor);
@@ -187,7 +187,7 @@ fn an_interface_that_is_deleted_in_the_pod_is_told_of_and_costs_its_worker_no_ti
     one.attach = [Attach::Tun, Attach::Tun];
     let runtime = one.start(Some(&two), |_, _| {}).unwrap();
     assert_eq!(PodTun::remove("eth0", &one.pods[0]).unwrap(), Removed::Removed);
-    let broken = || runtime.pod_tuns().into_iter().find(|tun| tun.id == TunId(0)).unwrap();
+    let broken = || runtime.pod_tuns().into_iter().find(|tun| tun.id == TunId::new(0)).unwrap();
     wait("the worker has noticed", || broken().read_error == libc::EBADFD);
     let before = broken().read_errors;
     let workers = threads_in(&one.netns, "worker-");
@@ -221,6 +221,30 @@ fn a_worker_that_panics_goes_on_reading_its_pods() {
         datagram(&one.pods[0], &one.pods[1], one.pod(1, v4), 100);
         datagram(&one.pods[1], &one.pods[0], one.pod(0, v4), 100);
     }
+}
+
+#[test]
+fn what_found_a_pods_queue_full_is_counted_and_stays_so_when_the_pod_has_gone() {
+    let Some((mut one, two)) = two_nodes() else { return };
+    one.attach = [Attach::Veth, Attach::Tun];
+    let runtime = one.start(Some(&two), |_, _| {}).unwrap();
+    let before = runtime.kernel_drops().unwrap().pods_queue;
+    let pod = Netns::anonymous().unwrap();
+    let tun = PodTun::make("eth0", &pod).unwrap();
+    pod.run(|| ["link set eth0 up", "address add 10.244.1.9/32 dev eth0", "route add default dev eth0"].map(ip)).unwrap();
+    let socket = pod.run(|| UdpSocket::bind("10.244.1.9:0").unwrap()).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    for _ in 0..2 * podgate_runtime::tun::QUEUE_LEN {
+        // The socket's own buffer may be full as well.
+        let _ = socket.send_to(b"x", "10.244.1.2:9");
+    }
+    let lost = Tun::losses("eth0", &pod).unwrap().unwrap().queue_full;
+    assert!(lost > 0);
+    runtime.plug(TunId::new(9), tun).unwrap();
+    assert_eq!(runtime.kernel_drops().unwrap().pods_queue - before, lost);
+    runtime.unplug(TunId::new(9));
+    runtime.publish(one.snapshot(2, Some(&two)));
+    assert_eq!(runtime.kernel_drops().unwrap().pods_queue - before, lost);
 }
 
 #[test]

@@ -152,7 +152,7 @@ fn plugin(bed: &Bed) -> Outcome {
         assert_eq!(link.kind, *mode, "{more}");
         if *mode == "tun" {
             // CNI SPEC.md, section 5, "Success": interfaces, each with its sandbox; addresses name theirs by index.
-            let only = json!([{"name": "eth0", "mtu": link.mtu, "sandbox": container.path()}]);
+            let only = json!([{"name": "eth0", "mac": "00:00:00:00:00:00", "mtu": link.mtu, "sandbox": container.path()}]);
             assert_eq!(result["interfaces"], only, "{result}");
             assert!(result["ips"].as_array().is_some_and(|ips| ips.len() == 2 && ips.iter().all(|ip| ip["interface"] == 0)), "{result}");
         }

@@ -149,12 +149,12 @@ impl<'a> FlowTable<'a> {
     #[inline]
     pub fn warm_record(&self, tuple: &Tuple, likely: Likely) {
         if let Some(record) = likely.0.and_then(|entry| self.records.get(entry.record() as usize)) {
-            record.lines(tuple.is_v4()).for_each(self.fetch);
+            record.warm(tuple.is_v4(), self.fetch);
         }
     }
 
     /// The flow of `tuple`, if it is the one that [`FlowTable::likely`] found: what a packet of it needs, and no more.
-    #[inline]
+    #[inline(always)]
     pub fn hit(&self, tuple: &Tuple, likely: Likely) -> Option<Hit<'a>> {
         let entry = likely.0?;
         let record = self.records.get(entry.record() as usize)?;
@@ -404,7 +404,7 @@ impl Hit<'_> {
     }
 
     /// [`FlowTable::touch`] of this flow.
-    #[inline]
+    #[inline(always)]
     pub fn touch(&self, now: Now, tcp_flags: Option<u8>) {
         self.record.see(now);
         let life = self.found.life;

@@ -153,7 +153,7 @@ impl Node {
 
     pub fn snapshot(&self, generation: u64, peer: Option<&Node>) -> Arc<Snapshot> {
         let cluster = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-        let tun = |index: usize| (self.attach[index] == Attach::Tun).then_some(TunId(index as u32));
+        let tun = |index: usize| (self.attach[index] == Attach::Tun).then_some(TunId::new(index as u32));
         let entry = |index: usize| Pod { limits: self.limits[index].clone(), tun: tun(index), ..Pod::new(POD_MTU) };
         let pods = (0..2).flat_map(|index| [true, false].map(|v4| (self.pod(index, v4).into(), entry(index))));
         Arc::new(Snapshot {
@@ -203,7 +203,7 @@ impl Node {
             .map(|(index, pod)| {
                 let tun = PodTun::make("eth0", pod).unwrap();
                 self.furnish(index);
-                (TunId(index as u32), tun)
+                (TunId::new(index as u32), tun)
             })
             .collect()
     }
