@@ -92,7 +92,7 @@ fn forget(store: &Store, id: TunId) {
 }
 
 fn name(id: TunId) -> String {
-    format!("{}:{}", names::POD_TUN, id.0)
+    format!("{}:{}", names::POD_TUN, id.number())
 }
 
 impl super::Inner {
