@@ -28,8 +28,11 @@ use crate::verdict::WorkerId;
 const CLAIM_SCAN: usize = 128;
 
 /// So many of them in a row; then it goes on elsewhere. Flows that were opened one after the other stand side by side: whoever comes upon a
-/// thousand of them, as a worker does that starts where its predecessor did, would find its whole reach full in a table that is all but empty.
+/// thousand of them would find its whole reach full in a table that is all but empty.
 const CLAIM_RUN: usize = 32;
+
+/// So many places, all over the table, a worker looks at when it starts, to begin at the emptiest: where its predecessors began, their flows stand.
+const STARTS: usize = 64;
 
 /// How often `settle` looks again after it aborted a rival. Each look that is not the last has put one of at most 16 rivals out of the race.
 const SETTLE_TRIES: usize = 16;
@@ -64,9 +67,17 @@ pub(super) enum Lost {
 }
 
 impl<'a> FlowTable<'a> {
-    /// A cursor for `worker`, of `workers` in all.
+    /// A cursor for `worker`, of `workers` in all, where there is room.
     pub fn cursor(&self, worker: WorkerId, workers: u16) -> Cursor {
-        Cursor { next: self.capacity() / usize::from(workers.max(1)) * usize::from(worker.0) % self.capacity(), evicted: 0 }
+        let capacity = self.capacity();
+        let first = capacity / usize::from(workers.max(1)) * usize::from(worker.0);
+        let taken = |start: &usize| {
+            let run = (*start..*start + CLAIM_RUN).map(|index| &self.records[index % capacity]);
+            // Relaxed: a guess, as in `claim`.
+            run.filter(|record| record.ctrl(Ordering::Relaxed).state() != State::Free).count()
+        };
+        let starts = (0..STARTS).map(|place| (first + capacity / STARTS * place) % capacity);
+        Cursor { next: starts.min_by_key(taken).unwrap_or(0), evicted: 0 }
     }
 
     /// Creates a flow. On success it is live and both of its tuples find it; on an error nothing of it remains.

@@ -233,19 +233,23 @@ fn a_sweep_goes_on_where_the_last_one_stopped() {
 }
 
 #[test]
-fn a_worker_that_starts_where_a_predecessors_flows_stand_side_by_side_finds_room() {
-    let flows = OwnedFlows::new(4096, KEY);
+fn workers_that_start_again_and_again_beside_flows_that_stand_side_by_side_find_room() {
+    let flows = OwnedFlows::new(8192, KEY);
     let table = flows.table();
-    let mut cursor = table.cursor(W, 2);
-    for n in 0..600 {
-        table.insert(&udp(n), W, Now(0), &mut cursor).unwrap();
-        table.touch(&reply_of(table, &udp(n)), Now(0), None);
+    for start in 0..8 {
+        let mut cursor = table.cursor(W, 2);
+        for n in start * 300..(start + 1) * 300 {
+            assert!(table.insert(&udp(n), W, Now(1), &mut cursor).is_ok(), "flow {n}");
+            table.touch(&reply_of(table, &udp(n)), Now(1), None);
+        }
+        assert_eq!(cursor.evicted, 0);
+        // One has ended: room for one, and none for a long way behind it.
+        table.end(table.lookup(&udp(start * 300 + 3).original).unwrap().at);
+        table.recover();
     }
-    // One of them has ended: room for one flow, and no more of it for a long way.
-    table.end(table.lookup(&udp(3).original).unwrap().at);
-    table.recover();
+    // Whoever comes upon them goes on elsewhere.
     let mut cursor = table.cursor(W, 2);
-    for n in 600..1200 {
+    for n in 2400..4400 {
         assert!(table.insert(&udp(n), W, Now(1), &mut cursor).is_ok(), "flow {n}");
         table.touch(&reply_of(table, &udp(n)), Now(1), None);
     }
