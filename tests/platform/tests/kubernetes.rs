@@ -20,7 +20,7 @@ use podgate::lab::program::bulk::Ticker;
 use podgate::lab::program::client;
 use podgate::lab::{Dual, Lab, LabError, Machine, Node, NodeSettings, wait_until};
 use podgate::netlink::Family;
-use podgate::source::{self, NodeReport};
+use podgate::source::{self, FirstLook, NodeReport};
 use podgate_apiserver::{ApiServer, Rule, Use};
 use podgate_testbed::need::program;
 use podgate_testbed::serving::Serving;
@@ -307,9 +307,9 @@ fn over_tls(bed: &Bed) -> Outcome {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
         let serving = server.clone();
         tokio::spawn(async move { serving.serve(Tls { listener, acceptor }).await });
-        let refused = tokio::time::timeout(Duration::from_secs(2), source::start(&wrong, NodeReport::default())).await;
+        let refused = tokio::time::timeout(Duration::from_secs(2), source::start(&wrong, NodeReport::default(), FirstLook::ForNews)).await;
         assert!(refused.is_err() && server.used().is_empty(), "a server with a stranger's certificate was believed");
-        let started = tokio::time::timeout(Duration::from_secs(10), source::start(&right, NodeReport::default())).await;
+        let started = tokio::time::timeout(Duration::from_secs(10), source::start(&right, NodeReport::default(), FirstLook::ForNews)).await;
         let mut source = started.map_err(|_| "not within 10 s over TLS")?.map_err(|error| error.to_string())?;
         assert!(source.status.borrow().connected);
         // Another token from now on; the old one is nobody's, and every watch has to begin anew.

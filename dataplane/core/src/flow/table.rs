@@ -368,7 +368,12 @@ impl<'a> FlowTable<'a> {
     }
 
     fn flow_at(&self, index: u32) -> Option<(Flow, Words)> {
-        let (version, words) = self.records[index as usize].read_live()?;
+        let record = &self.records[index as usize];
+        // Most records are free: whoever reads the whole table does not want their words. Relaxed: `read_live` looks again.
+        if record.ctrl(Ordering::Relaxed).state() != State::Live {
+            return None;
+        }
+        let (version, words) = record.read_live()?;
         Some((words.flow(index, version, Direction::Original)?, words))
     }
 }

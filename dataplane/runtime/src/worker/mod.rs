@@ -210,7 +210,7 @@ impl<'a> Worker<'a> {
                 self.desk.follow(self.judge.session.tables().tuns, self.id, self.poll.registry());
             }
             if self.shared.stop.load(Ordering::Relaxed) {
-                return;
+                return self.finish();
             }
             if seat.crash.swap(false, Ordering::Relaxed) {
                 panic!("worker {index} was told to panic (Runtime::crash_worker)");
@@ -254,6 +254,14 @@ impl<'a> Worker<'a> {
 }
 
 impl Worker<'_> {
+    /// Nothing that has been read is left behind: what others handed on is judged, and what was held back goes at once, a little sooner than
+    /// its limit says. What has not been read waits in the kernel for a successor.
+    fn finish(&mut self) {
+        let inbox = &self.shared.inboxes[usize::from(self.id.0)];
+        while self.rx.inbox(inbox, &mut self.judge) == Progress::More {}
+        self.judge.release_due(u64::MAX);
+    }
+
     /// Waits until a source has something to read, for `timeout` at most: wide awake at first, where that is worth it.
     fn wait(&mut self, events: &mut Events, timeout: Duration) -> io::Result<()> {
         if timeout.is_zero() || self.spin.is_off() {
