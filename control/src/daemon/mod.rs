@@ -169,7 +169,7 @@ async fn run_here(config: Config, start: Rc<Start>, stop: &mut Stop) -> anyhow::
     // It tells other nodes of this one, and so needs to know it.
     let report = NodeReport { underlay: machine.underlay.clone(), underlay_mtu: machine.underlay_mtu, ..NodeReport::default() };
     // It may have to wait for its origin; whoever wants to end that must be heard.
-    let look = if resumes { FirstLook::AtWhatIsKept } else { FirstLook::ForNews };
+    let look = if resumes { FirstLook::Briefly } else { FirstLook::ForNews };
     let mut source = tokio::select! {
         source = source::start(&config, report, look) => source?,
         () = stop.asked() => return Ok(None),

@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -175,8 +175,8 @@ pub enum SourceError {
 pub enum FirstLook {
     /// It waits for a moment for what the origin says now.
     ForNews,
-    /// It begins with what is kept: packets wait. The news comes soon after.
-    AtWhatIsKept,
+    /// The same, but briefly: packets wait in queues that hold a thousand.
+    Briefly,
 }
 
 /// Starts the source that the configuration names. An API server that is away is waited for, unless `stateDir` has what it said before. To be called
@@ -184,7 +184,7 @@ pub enum FirstLook {
 pub async fn start(config: &Config, report: NodeReport, look: FirstLook) -> Result<Source, SourceError> {
     let look = match look {
         FirstLook::ForNews => cache::KNOWN_LOOK,
-        FirstLook::AtWhatIsKept => Duration::ZERO,
+        FirstLook::Briefly => cache::KNOWN_LOOK / 2,
     };
     match &config.source {
         SourceConfig::Directory(path) => directory::start(path, report).await,
