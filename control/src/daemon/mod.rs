@@ -150,7 +150,7 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
     let gateway_netlink = Netlink::open(&gateway_netns)?;
 
     let cpus = machine::workers(config.workers.as_ref())?;
-    let pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir).map_err(|error| {
+    let pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir, cpus.len() as u16).map_err(|error| {
         let remedy = "restore it, or run `podgate cleanup` and attach the pods again";
         anyhow::anyhow!("what is attached to this node is not known: {error}; {remedy}")
     })?;
