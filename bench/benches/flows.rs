@@ -63,7 +63,8 @@ fn lookups(c: &mut Criterion<CpuTime>) {
                 let tuples = batches.next().expect("a cycle has no end");
                 let hashes: [_; BATCH] = std::array::from_fn(|n| table.hash(&tuples[n]));
                 hashes.iter().for_each(|hash| table.warm(*hash));
-                let likely: [_; BATCH] = std::array::from_fn(|n| table.warm_record(&tuples[n], hashes[n]));
+                let likely = hashes.map(|hash| table.likely(hash));
+                tuples.iter().zip(likely).for_each(|(tuple, likely)| table.warm_record(tuple, likely));
                 for (tuple, likely) in tuples.iter().zip(likely) {
                     black_box(table.hit(tuple, likely).expect("a known flow").to());
                 }

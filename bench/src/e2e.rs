@@ -68,10 +68,7 @@ pub struct Options {
 const QUICK_SECONDS: f64 = 0.3;
 
 /// What could take part by its nature and does not, and why.
-const NOT_MEASURED: [&str; 2] = [
-    "flannel's udp backend is not measured: no Debian package has it",
-    "tun-rs's offload path is not measured: the reflector is the same path without its buffers",
-];
+const NOT_MEASURED: [&str; 1] = ["flannel's udp backend is not measured: no Debian package has it"];
 
 /// Runs the benchmarks. Must be called while the process has one thread only.
 pub fn main(options: &Options) -> ExitCode {
@@ -218,7 +215,14 @@ impl Run<'_> {
             Load::Datagrams(shape) if shape.payload < 1_000 => datagrams::search(ends, shape, duration).map(|found| found.packets()),
             Load::Datagrams(shape) => datagrams::search(ends, shape, duration).map(|found| found.bits(shape.payload)),
             Load::Overload(shape) => bed.with_probes(subject, |probes| overload::measure(ends, shape, probes, duration))?,
-            Load::Change => change::measure(ends, duration, |turn| Ok(services::change(bed.cluster(subject), bed.node(subject), turn)?)),
+            Load::Change => {
+                let node = bed.node(subject);
+                let before = services::synced(node)?;
+                let mut sample = change::measure(ends, duration, |turn| Ok(services::change(bed.cluster(subject), node, turn)?))?;
+                let after = services::synced(node)?;
+                sample.0.push(("event to workers ms", (after.seconds - before.seconds) / (after.events - before.events) * 1e3));
+                Ok(sample)
+            }
             Load::Pipeline | Load::Programming => bail!("{} needs no devices", workload.name),
         })?
     }

@@ -72,6 +72,8 @@ pub struct Config {
     pub attach: AttachMode,
     /// Workers; `None` leaves it to the machine.
     pub workers: Option<Workers>,
+    /// For how long an idle worker looks for more packets before it sleeps; `None` leaves it to the machine.
+    pub spin: Option<Duration>,
     /// Connections opened from outside the cluster to a pod's address.
     pub outside_to_pods: OutsideToPods,
     /// Names of the two TUNs.

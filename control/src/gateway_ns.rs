@@ -16,6 +16,7 @@ use podgate_runtime::netns::{Netns, NetnsError};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -166,13 +167,27 @@ pub fn prepare(runtime_dir: &Path) -> Result<GatewayNs, GatewayNsError> {
     Ok(gateway)
 }
 
-/// [`prepare`] where this process may, else [`GatewayNs::open`].
-pub fn open_or_prepare(runtime_dir: &Path) -> Result<GatewayNs, GatewayNsError> {
+/// [`prepare`] where this process may, else [`GatewayNs::open`]. If its mount is gone, it is one of `kept`, which a predecessor left.
+pub fn open_or_prepare(runtime_dir: &Path, kept: Vec<OwnedFd>) -> Result<GatewayNs, GatewayNsError> {
     match (GatewayNs::open(runtime_dir), may_prepare()) {
+        (Err(lost @ GatewayNsError::Lost { .. }), _) => kept_one(runtime_dir, kept)?.ok_or(lost),
         (Err(GatewayNsError::NotPrepared { .. }), Ok(())) => prepare(runtime_dir),
         (Err(GatewayNsError::NotPrepared { path }), Err(reason)) => Err(GatewayNsError::Sandboxed { path, reason }),
         (found, _) => found,
     }
+}
+
+/// The recorded namespace among `kept`. It is mounted again, if that can be seen outside.
+fn kept_one(runtime_dir: &Path, kept: Vec<OwnedFd>) -> Result<Option<GatewayNs>, GatewayNsError> {
+    let path = runtime_dir.join(MOUNT);
+    let Some(record) = recorded(runtime_dir)? else { return Ok(None) };
+    let is_it = |netns: &Netns| (netns.id().dev, netns.id().ino) == (record.dev, record.ino);
+    let Some(netns) = kept.into_iter().filter_map(|fd| Netns::from_fd(fd).ok()).find(is_it) else { return Ok(None) };
+    tracing::warn!(path = %path.display(), "the gateway's namespace is not mounted any more; going on with the one that was kept open");
+    if may_prepare().is_ok() {
+        netns.bind(&path)?;
+    }
+    Ok(Some(GatewayNs { netns, path }))
 }
 
 /// Takes the namespace away, and with it every pod's interface. Gives what was removed, if anything was there.
@@ -311,6 +326,19 @@ mod tests {
         assert!(error.to_string().contains("another namespace"), "{error}");
         remove(&place.0).unwrap();
         assert_ne!(prepare(&place.0).unwrap().netns().id(), first);
+    }
+
+    #[test]
+    fn a_namespace_that_was_kept_open_is_gone_on_with_when_its_mount_is_gone() {
+        use std::os::fd::AsFd;
+        let Some(place) = Place::new("kept") else { return };
+        let first = prepare(&place.0).unwrap();
+        let handle = |netns: &Netns| netns.as_fd().try_clone_to_owned().unwrap();
+        Netns::unbind(place.0.join(MOUNT)).unwrap();
+        let others = vec![handle(&Netns::current().unwrap()), File::open("/dev/null").unwrap().into()];
+        assert!(matches!(open_or_prepare(&place.0, others), Err(GatewayNsError::Lost { .. })));
+        let found = open_or_prepare(&place.0, vec![handle(&Netns::current().unwrap()), handle(first.netns())]).unwrap();
+        assert_eq!(found.netns().id(), first.netns().id());
     }
 
     #[test]

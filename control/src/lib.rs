@@ -6,7 +6,7 @@
 //! [`blocks`] of the cluster's ranges where nodes share them; [`routing`] brings
 //! packets to the workers, by [`netlink`]; [`selftest`] proves that they come. [`api`] and [`cli`] are the operator's side, [`diff`] what
 //! they are told of changes, [`doctor`] what is wrong with a machine; [`health`] and [`metrics`] are told over HTTP.
-//! [`publish`] makes endpoints of what runs on the node itself.
+//! [`publish`] makes endpoints of what runs on the node itself. [`keeper`] keeps what a successor goes on with.
 //!
 //! ```
 //! let text = "underlay: {address: 192.0.2.1}\nsource: {directory: /etc/podgate/cluster.d}\n";
@@ -29,6 +29,7 @@ pub mod blocks;
 pub mod install_cni;
 pub mod logging;
 pub mod notify;
+pub mod keeper;
 pub mod gateway_ns;
 pub mod routing;
 pub mod guard_drops;

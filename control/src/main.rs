@@ -14,15 +14,15 @@ fn main() -> ExitCode {
         return Exit::Usage.into();
     }
     let done = match &cli.command {
-        Command::Run(words) => run(words).map(|()| Exit::Ok),
-        Command::Prepare(words) => prepare(words).map(|()| Exit::Ok),
-        Command::Cleanup(words) => cleanup(words),
+        Command::Run(words) => run(words),
+        Command::Prepare(words) => prepare(words).map(|()| Exit::Ok.into()),
+        Command::Cleanup(words) => cleanup(words).map(ExitCode::from),
         Command::Doctor(options) => return cli::doctor::doctor(options, &cli.socket).into(),
         Command::Demo { nodes, keep, output } => return demo(*nodes, *keep, output.format),
         command => return cli::ask(&cli.socket, command).into(),
     };
     match done {
-        Ok(exit) => exit.into(),
+        Ok(code) => code,
         Err(error) => {
             eprintln!("podgate: {}", cli::explain(&error));
             Exit::Failed.into()
@@ -44,15 +44,20 @@ fn demo(nodes: u8, keep: bool, format: cli::Format) -> ExitCode {
     main(&Options { nodes, afterwards, format, bulk_len: podgate::lab::program::bulk::LEN })
 }
 
-fn run(words: &cli::deployment::Run) -> anyhow::Result<()> {
+fn run(words: &cli::deployment::Run) -> anyhow::Result<ExitCode> {
+    // First of all: the numbers must be those that this process was started with.
+    let found = podgate_runtime::handed::inherited();
     podgate::logging::start(words.log_format);
     // Whoever started this process may have blocked signals for itself, and the mask is inherited: SIGTERM must arrive.
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     let config = words.file.load()?;
     podgate::privileges::check()?;
+    if words.supervise {
+        return podgate::keeper::supervisor::supervise(&config.runtime_dir);
+    }
     podgate::privileges::open_sysctls()?;
     let predecessor = match words.take_over {
-        true => podgate::daemon::Predecessor::Awaited,
+        true => podgate::daemon::Predecessor::Relieved,
         false => podgate::daemon::Predecessor::Refused,
     };
     let cni = words.cni_conf_dir.as_ref().map(|conf_dir| podgate::install_cni::Places {
@@ -60,7 +65,9 @@ fn run(words: &cli::deployment::Run) -> anyhow::Result<()> {
         conf_dir: conf_dir.clone(),
         conf_name: words.cni_conf_name.clone(),
     });
-    podgate::daemon::run(config, podgate::daemon::Start { predecessor, cni })
+    let store = podgate::keeper::Store::new(podgate::notify::Notifier::from_environment()?, found);
+    podgate::daemon::run(config, podgate::daemon::Start { predecessor, store, cni })?;
+    Ok(Exit::Ok.into())
 }
 
 fn prepare(words: &cli::deployment::Prepare) -> anyhow::Result<()> {
@@ -118,7 +125,8 @@ fn clean(words: &cli::deployment::Cleanup) -> anyhow::Result<Exit> {
     let _lock = podgate::daemon::lock(&config.runtime_dir)?;
     let node = podgate_runtime::netns::Netns::current()?;
     podgate::daemon::refuse_beside_another(&podgate::netlink::Netlink::open(&node)?, &config.devices.host)?;
-    let runtime_files = &["podgate.sock", "lock", "flows"];
+    podgate::keeper::supervisor::remove_abandoned(&config.runtime_dir);
+    let runtime_files = &["podgate.sock", podgate::daemon::HANDOVER_SOCKET, "lock", "flows"];
     let traces = Traces { runtime_dir: &config.runtime_dir, runtime_files, state_dir: &config.state_dir, host_device: &config.devices.host };
     let (removed, kept) = podgate::pods::remove_tuns(&config.state_dir);
     let mut cleaned = cleanup(&node, &traces)?;

@@ -1,14 +1,21 @@
-//! What a service manager is told: that the gateway runs, in what state it is, and that its control thread is alive.
+//! What a service manager is told: that the gateway runs, in what state it is, and that its control thread is alive; and what it is given to
+//! keep.
 //!
-//! Read first: sd_notify(3), systemd.service(5) on `Type=notify` and `WatchdogSec=`. Where no manager asked (no `NOTIFY_SOCKET`), nothing is
-//! said.
+//! Read first: sd_notify(3), systemd.service(5) on `Type=notify`, `WatchdogSec=` and `FileDescriptorStoreMax=`. Where no manager asked (no
+//! `NOTIFY_SOCKET`), nothing is said.
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
+
+use crate::keeper::wire;
+
+/// How long a manager that does not read may hold up what it is to keep.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Tells the service manager.
 #[derive(Debug)]
@@ -61,9 +68,30 @@ impl Notifier {
         self.say("WATCHDOG=1");
     }
 
+    /// It keeps these under `name`, until it is told to forget them, beside those that it keeps under that name already; when the service is
+    /// started again, they are there (sd_listen_fds(3)). It is not to judge by their state whether they are of use (`FDPOLL=0`).
+    pub fn keep(&self, name: &str, fds: &[OwnedFd]) -> io::Result<()> {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        fds.chunks(wire::FDS_MAX).try_for_each(|fds| self.give(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), fds))
+    }
+
+    /// It closes what it keeps under `name`.
+    pub fn forget(&self, name: &str) -> io::Result<()> {
+        self.give(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[])
+    }
+
     /// What it does, in a line for people (`systemctl status`).
     pub fn status(&self, text: &str) {
         self.say(&format!("STATUS={}", text.replace('\n', " ")));
+    }
+
+    /// Unlike what is only said, this must arrive: it waits for a manager that is busy.
+    fn give(&self, text: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let Some((_, address)) = &self.to else { return Ok(()) };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(KEEP_TIMEOUT))?;
+        socket.connect_addr(address)?;
+        Ok(wire::send(&socket, text.as_bytes(), fds)?)
     }
 
     fn say(&self, text: &str) {
@@ -100,9 +128,25 @@ mod tests {
     }
 
     #[test]
+    fn a_manager_is_given_what_it_is_to_keep_a_part_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let notifier = Notifier::to(path.as_os_str(), None).unwrap();
+        let fds: Vec<OwnedFd> = (0..300).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
+        notifier.keep("tun/pods", &fds).unwrap();
+        notifier.forget("tun/pods").unwrap();
+        let heard = || wire::receive(&manager).map(|message| (String::from_utf8(message.bytes).unwrap(), message.fds.len())).unwrap();
+        assert_eq!(heard(), ("FDSTORE=1\nFDPOLL=0\nFDNAME=tun/pods".to_owned(), 253));
+        assert_eq!(heard(), ("FDSTORE=1\nFDPOLL=0\nFDNAME=tun/pods".to_owned(), 47));
+        assert_eq!(heard(), ("FDSTOREREMOVE=1\nFDNAME=tun/pods".to_owned(), 0));
+    }
+
+    #[test]
     fn without_a_manager_nothing_is_said_and_nothing_fails() {
         let silent = Notifier { to: None, watchdog: Some(Duration::from_secs(1)) };
         silent.alive();
+        silent.keep("lock", &[]).and_then(|()| silent.forget("lock")).unwrap();
         assert_eq!(silent.interval(), None);
     }
 }

@@ -183,7 +183,7 @@ impl Attached {
     /// The number of its own TUN; none in mode veth.
     pub fn tun(&self) -> Option<TunId> {
         let number = self.veth.strip_prefix(VETH_PREFIX).and_then(|number| number.parse().ok());
-        number.filter(|_| self.mode == AttachMode::Tun).map(TunId)
+        number.filter(|_| self.mode == AttachMode::Tun).map(TunId::new)
     }
 
     /// The pod as routing sees it, if it hangs in the gateway's namespace.

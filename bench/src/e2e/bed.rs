@@ -163,6 +163,7 @@ impl Plan<'_> {
         match subject {
             Subject::Bridge => peer::bridge(mtu),
             Subject::Reflector => peer::reflector(mtu),
+            Subject::TunRs => peer::tun_rs(mtu),
             Subject::Vxlan | Subject::VxlanSegmented | Subject::VxlanCard => peer::vxlan(sandbox, binary, subject, mtu),
             Subject::Underlay => peer::underlay(sandbox, binary),
             Subject::WireguardGo => peer::wireguard(sandbox, binary),

@@ -19,7 +19,7 @@ use super::load::{Dial, Ends, Server};
 use super::reflector::Reflector;
 use super::subject::Uplink;
 
-pub use kernel::{bridge, reflector, vxlan};
+pub use kernel::{bridge, reflector, tun_rs, vxlan};
 pub use kube_proxy::{Rules, kube_proxy};
 pub use tunnel::{nebula, wireguard};
 

@@ -1,8 +1,11 @@
 //! A node of Podgate's with many services, each of which leads to every serving pod.
 
-use std::fmt::Write as _;
+use std::fmt::Write;
+use std::io::{Read, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use anyhow::Context;
 use podgate::lab::node::NodeSettings;
 use podgate::lab::{Lab, LabError, Node, wait_until};
 use podgate::netlink::Family;
@@ -43,6 +46,33 @@ pub fn change(lab: &Lab, node: &Node, turn: u64) -> Result<(), LabError> {
     let pods: Vec<String> = lab.pods()[1..].iter().map(|pod| pod.machine().address(Family::V4).to_string()).collect();
     let count = 1 + (turn % 2) as usize;
     node.write_manifest("changing.yaml", &manifest("changing", "10.96.0.101", ANSWER_PORT, &pods[..count.min(pods.len())], node.name()))
+}
+
+/// What a node's daemon has done so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Synced {
+    /// Events that the workers have.
+    pub events: f64,
+    /// From each event until the workers had it, in all.
+    pub seconds: f64,
+}
+
+/// As the node's own metrics say.
+pub fn synced(node: &Node) -> anyhow::Result<Synced> {
+    const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
+    let page = node.machine().run(|| -> std::io::Result<String> {
+        let mut connection = TcpStream::connect(METRICS)?;
+        connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut page = String::new();
+        connection.read_to_string(&mut page)?;
+        Ok(page)
+    })??;
+    let figure = |name: &str| {
+        let line =
+            page.lines().find_map(|line| line.strip_prefix("kubeproxy_sync_proxy_rules_duration_seconds_")?.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|figure| figure.trim().parse().ok()).with_context(|| format!("{} does not say how long its events take", node.name()))
+    };
+    Ok(Synced { events: figure("count")?, seconds: figure("sum")? })
 }
 
 /// A service of one TCP port, with its slice.

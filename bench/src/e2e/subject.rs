@@ -28,6 +28,8 @@ pub enum Subject {
     Bridge,
     /// veth, policy routing and a TUN, with no logic behind it.
     Reflector,
+    /// The same by tun-rs' offload path.
+    TunRs,
     /// The kernel: VXLAN over [`Uplink::Whole`].
     Vxlan,
     /// VXLAN over [`Uplink::Segmented`].
@@ -66,6 +68,7 @@ impl Subject {
             Subject::PodgateCard => "podgate-card",
             Subject::Bridge => "bridge",
             Subject::Reflector => "reflector",
+            Subject::TunRs => "tun-rs",
             Subject::Vxlan => "vxlan",
             Subject::VxlanSegmented => "vxlan-segmented",
             Subject::VxlanCard => "vxlan-card",
@@ -88,6 +91,7 @@ impl Subject {
         match self {
             Subject::Bridge => Some("bridge"),
             Subject::Reflector => Some("reflector"),
+            Subject::TunRs => Some("tun-rs"),
             Subject::Vxlan => Some("vxlan"),
             Subject::VxlanSegmented | Subject::PodgateSegmented => Some("vxlan-segmented"),
             Subject::VxlanCard | Subject::PodgateCard => Some("vxlan-card"),
@@ -101,8 +105,8 @@ impl Subject {
     }
 
     /// Every name that `--peer` takes.
-    pub const PEERS: [&'static str; 10] =
-        ["bridge", "reflector", "vxlan", "vxlan-segmented", "vxlan-card", "underlay", "wireguard-go", "nebula", "nftables", "iptables"];
+    pub const PEERS: [&'static str; 11] =
+        ["bridge", "reflector", "tun-rs", "vxlan", "vxlan-segmented", "vxlan-card", "underlay", "wireguard-go", "nebula", "nftables", "iptables"];
 
     /// Which programs it needs; the first that this machine lacks, with the package that has it.
     pub fn missing(self) -> Option<&'static str> {

@@ -99,6 +99,7 @@ pub fn all(scale: Scale) -> Vec<Workload> {
     use Place::{BetweenNodes, SameNode};
     use Subject::*;
     let one_node = [Podgate, Bridge, Reflector, PodgateTun];
+    let streams = [&one_node[..], &[TunRs]].concat();
     let tunnels = [Podgate, Vxlan, VxlanSegmented, PodgateSegmented, VxlanCard, PodgateCard];
     let small = |flows| Shape { payload: SMALL, flows, form: Form::Single };
     let large = |form| Shape { payload: LARGE, flows: 1, form };
@@ -111,9 +112,9 @@ pub fn all(scale: Scale) -> Vec<Workload> {
     let flows: Vec<Subject> = [10_000, 1, 100, 1_000, 100_000, 1_000_000].into_iter().filter(|flows| *flows <= scale.flows_max).map(Flows).collect();
     let workload = |name, place, load, subjects: &[Subject]| Workload { name, place, load, subjects: subjects.to_vec() };
     vec![
-        workload("stream-same-node", SameNode, Load::Stream(1), &one_node),
-        workload("stream-same-node-4", SameNode, Load::Stream(4), &one_node),
-        workload("stream-same-node-64", SameNode, Load::Stream(64), &one_node),
+        workload("stream-same-node", SameNode, Load::Stream(1), &streams),
+        workload("stream-same-node-4", SameNode, Load::Stream(4), &streams),
+        workload("stream-same-node-64", SameNode, Load::Stream(64), &streams),
         workload("stream-iperf3", SameNode, Load::Iperf, &[Podgate, Bridge, PodgateTun]),
         workload("stream-between-nodes", BetweenNodes, Load::Stream(1), &[&tunnels[..], &[WireguardGo, Nebula, PodgateTun]].concat()),
         workload("stream-between-nodes-4", BetweenNodes, Load::Stream(4), &[&tunnels[..], &[WireguardGo, Nebula]].concat()),

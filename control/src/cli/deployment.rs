@@ -64,9 +64,16 @@ pub struct Run {
     /// Which configuration
     #[command(flatten)]
     pub file: ConfigFile,
-    /// If a gateway runs already, wait for its end and take over from it, instead of refusing
+    /// If a gateway runs already, take over from it, instead of refusing
+    ///
+    /// It is asked to hand the node over, and waits from then on for this one's end. One that cannot be asked is waited for.
     #[arg(long)]
     pub take_over: bool,
+    /// Be the process that starts the gateway, keeps its descriptors and starts it again when it ends: process 1 of a container
+    ///
+    /// SIGTERM ends both; SIGHUP starts the gateway again, with its configuration read anew. Under systemd the unit does this.
+    #[arg(long)]
+    pub supervise: bool,
     /// Put the CNI configuration into this directory as soon as the node is ready
     #[arg(long, value_name = "DIR")]
     pub cni_conf_dir: Option<PathBuf>,

@@ -121,11 +121,12 @@ pub(super) enum RawOutsideToPods {
 }
 
 #[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct RawWorkers {
     pub count: Option<u16>,
     #[serde(default)]
     pub cpus: Vec<u16>,
+    pub spin_microseconds: Option<u32>,
 }
 
 #[derive(serde::Deserialize)]

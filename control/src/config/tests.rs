@@ -166,6 +166,7 @@ fn impossible_single_values_are_refused() {
     assert!(error("devices: {pods: podgate}").contains("pods and host are both `podgate`"));
     assert!(error("node: Node_1").contains("`Node_1` cannot be a node's name"));
     assert!(error("runtimeDir: run").contains("`run` is a relative path"));
+    assert!(error("workers: {spinMicroseconds: 1001}").contains("1001 is more than 1000"));
     assert!(error("workers: {count: 0}").contains("0 is not between 1 and 256"));
     assert!(error("workers: {count: 3, cpus: [1, 2]}").contains("count is 3 but cpus lists 2"));
     assert!(error("workers: {cpus: [1, 1]}").contains("CPU 1 is listed twice"));

@@ -74,6 +74,7 @@ pub(super) fn validate(file: &Path, raw: Raw, host: &HostFacts) -> Result<Config
             RawAttach::Veth => AttachMode::Veth,
             RawAttach::Tun => AttachMode::Tun,
         }),
+        spin: spin(&check, raw.workers.as_ref().and_then(|workers| workers.spin_microseconds))?,
         workers: workers(&check, raw.workers)?,
         outside_to_pods: raw.outside_to_pods.map_or(OutsideToPods::Allow, |o| match o {
             RawOutsideToPods::Allow => OutsideToPods::Allow,
@@ -272,6 +273,14 @@ fn workers(check: &Check<'_>, given: Option<RawWorkers>) -> Result<Option<Worker
     Ok(Some(Workers { count, cpus: given.cpus }))
 }
 
+fn spin(check: &Check<'_>, microseconds: Option<u32>) -> Result<Option<Duration>, ConfigError> {
+    // A millisecond is longer than any worker takes to be woken.
+    if let Some(microseconds) = microseconds.filter(|microseconds| *microseconds > 1000) {
+        return check.fail("workers.spinMicroseconds", format!("{microseconds} is more than 1000"), "50 is plenty; 0 switches it off");
+    }
+    Ok(microseconds.map(|microseconds| Duration::from_micros(microseconds.into())))
+}
+
 fn devices(check: &Check<'_>, given: Option<RawDevices>) -> Result<Devices, ConfigError> {
     let (pods, host) = given.map_or((None, None), |d| (d.pods, d.host));
     let devices = Devices { pods: pods.unwrap_or_else(|| "pods".into()), host: host.unwrap_or_else(|| "podgate".into()) };
@@ -326,7 +335,7 @@ fn timeouts(check: &Check<'_>, raw: &RawTimeouts) -> Result<Timeouts, ConfigErro
         // The time of the last packet is kept to the second.
         if !(2..=TIMEOUT_S_MAX).contains(&seconds) {
             return check.fail(
-                &format!("flows.timeouts.{key}"),
+                format!("flows.timeouts.{key}"),
                 format!("{seconds}s is not between 2s and 720h"),
                 "write one in between, or leave the key out",
             );

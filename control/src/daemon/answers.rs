@@ -13,6 +13,8 @@ use crate::{api, guard_drops};
 
 impl api::Handler for Daemon {
     async fn handle(&self, request: Request, mut fds: Vec<OwnedFd>) -> Response {
+        // Waits while the node is being handed over. If that succeeds nobody answers here, and whoever asked asks the successor.
+        let _changes = if changes_what_is_attached(&request) { Some(self.changes.read().await) } else { None };
         let answer = match request {
             Request::Show { table } => self.show(&table),
             Request::Trace { from, from_port, to, to_port, protocol } => self.dataplane().and_then(|dataplane| {
@@ -56,8 +58,20 @@ impl api::Handler for Daemon {
     }
 
     async fn unheard(&self, attachment: Attachment) {
+        let _changes = self.changes.read().await;
         if let Err(Response::Error { message, .. }) = self.detach(&attachment, None).await {
             tracing::error!(sandbox = %attachment.sandbox, "whoever asked for it has gone, and it could not be detached: {message}");
+        }
+    }
+}
+
+fn changes_what_is_attached(request: &Request) -> bool {
+    match request {
+        Request::Attach(_) | Request::Assign { .. } | Request::Detach(_) | Request::Collect { .. } => true,
+        Request::IpamCheck { fix } => *fix,
+        Request::IpamRelease { .. } => true,
+        Request::Show { .. } | Request::Trace { .. } | Request::Diff { .. } | Request::Check { .. } | Request::Ready | Request::LogLevel { .. } => {
+            false
         }
     }
 }
@@ -133,6 +147,7 @@ impl Daemon {
             "generation": snapshot.generation.0,
             "pending": self.pending(&inner),
             "workers": workers.len(),
+            "spinMicroseconds": super::machine::spin(&self.config).as_micros() as u64,
             "source": {
                 "kind": inner.source_status.kind,
                 "connected": inner.source_status.connected,

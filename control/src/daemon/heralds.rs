@@ -1,16 +1,15 @@
 //! What those around the daemon are told of it: the service manager that it is alive, container runtimes that pods may come.
 
-use std::rc::Rc;
-
 use super::Daemon;
+use crate::notify::Notifier;
 
 /// Tells the service manager, as often as it asks to be told, that this thread goes on.
-pub(super) async fn watchdog(daemon: Rc<Daemon>) {
-    let Some(interval) = daemon.notifier.interval() else { return };
+pub(super) async fn watchdog(notifier: Notifier) {
+    let Some(interval) = notifier.interval() else { return };
     let mut ticks = tokio::time::interval(interval);
     loop {
         ticks.tick().await;
-        daemon.notifier.alive();
+        notifier.alive();
     }
 }
 

@@ -39,7 +39,7 @@ impl PodLimits {
                 self.by_veth.insert(pod.veth.clone(), limits.clone());
             }
             let masquerade = pod.options.masquerade.unwrap_or(true);
-            tables.extend(pod.addresses.iter().map(|ip| (*ip, Pod { mtu: pod.mtu, masquerade, limits: limits.clone(), tun: pod.tun() })));
+            tables.extend(pod.addresses.iter().map(|ip| (*ip, Pod { masquerade, limits: limits.clone(), tun: pod.tun(), ..Pod::new(pod.mtu) })));
         }
         tables
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::config::{Config, Underlay, Workers};
 use crate::model::Announcement;
@@ -119,6 +120,14 @@ pub fn workers(configured: Option<&Workers>) -> Result<Vec<Option<usize>>, Machi
         None if allowed.is_empty() => vec![None],
         None => allowed.into_iter().take(WORKERS_MAX_DEFAULT).map(Some).collect(),
     })
+}
+
+/// For how long an idle worker looks for more: as configured. Otherwise for as long as it takes to be woken where there are processors to spare;
+/// on a small machine the pods need them more.
+pub fn spin(config: &Config) -> Duration {
+    const CPUS_MIN: usize = 4;
+    const SPIN: Duration = Duration::from_micros(50);
+    config.spin.unwrap_or(if allowed_cpus().len() < CPUS_MIN { Duration::ZERO } else { SPIN })
 }
 
 fn allowed_cpus() -> Vec<usize> {

@@ -19,6 +19,7 @@ mod pod_tuns;
 mod probe;
 mod progress;
 mod published;
+mod succession;
 mod upkeep;
 mod views;
 mod watchers;
@@ -33,8 +34,8 @@ use std::time::{Duration, Instant, SystemTime};
 use podgate_cni::Response;
 use podgate_runtime::flow_file::{FlowFile, Opened};
 use podgate_runtime::netns::Netns;
-use podgate_runtime::runtime::{DhcpClient, DhcpError, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use podgate_runtime::runtime::{DhcpClient, DhcpError, Reserve, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::api;
@@ -47,6 +48,7 @@ use crate::health::{self, Health};
 use crate::host_state::{HostState, boot_id};
 use crate::install_cni::Places;
 use crate::ipam::{Ipam, SystemClock};
+use crate::keeper::{Store, names};
 use crate::metrics::Programming;
 use crate::model::ClusterState;
 use crate::netlink::Netlink;
@@ -55,16 +57,17 @@ use crate::pods::{Attached, Pods};
 use crate::publish::Published;
 use crate::routing::{self, RoutingPlan};
 use crate::selftest::Check;
-use crate::source::{self, NodeReport, SourceStatus, Tenure};
+use crate::source::{self, FirstLook, NodeReport, SourceStatus, Tenure};
 use demands::{local_node, report, routing_plan, udp_ports};
 use devices::{Devices, start_dataplane};
 use limits::PodLimits;
-use lock::take as take_lock;
-pub use lock::{Lock, Predecessor, lock};
+pub use lock::{Lock, lock};
 use machine::Machine;
 use pod_tuns::Plugged;
 use progress::Known;
 use published::Publisher;
+pub use succession::{Predecessor, SOCKET as HANDOVER_SOCKET};
+use succession::{Successor, Successors};
 
 /// How often everything is compared again though nothing said that it changed.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
@@ -73,10 +76,12 @@ const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
 const PATH_MTU_LIFETIME: Duration = Duration::from_secs(600);
 
 /// How a gateway is started.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Start {
     /// What is done about one that runs already.
     pub predecessor: Predecessor,
+    /// What an earlier one left, and where what the next one needs is kept.
+    pub store: Store,
     /// Where the CNI configuration goes when the node is ready, if that is this process's to do.
     pub cni: Option<Places>,
 }
@@ -97,27 +102,61 @@ pub fn refuse_beside_another(netlink: &Netlink, host_device: &str) -> anyhow::Re
     Ok(())
 }
 
-/// `podgate run`: returns after SIGTERM or SIGINT, with everything left in place.
+/// `podgate run`: returns after SIGTERM or SIGINT, with everything left in place. One that has handed the node over waits for its turn again.
 pub fn run(config: Config, start: Start) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, run_here(config, start))
+    runtime.block_on(async {
+        raise_file_limit();
+        let mut stop = Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+        tokio::spawn(heralds::watchdog(Notifier::from_environment()?));
+        let mut start = Rc::new(start);
+        loop {
+            let local = tokio::task::LocalSet::new();
+            let Some(successor) = local.run_until(run_here(config.clone(), start.clone(), &mut stop)).await? else { return Ok(()) };
+            // Nobody but the successor has anything of the node's when it hears of it.
+            drop(local);
+            start.store.clear();
+            start = Rc::new(Start {
+                predecessor: Predecessor::Awaited,
+                store: Store::new(Notifier::from_environment()?, Vec::new()),
+                cni: start.cni.clone(),
+            });
+            drop(successor);
+        }
+    })
 }
 
-async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
-    raise_file_limit();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+/// Whoever wants this process to end.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Returns when it is to end; or with the successor that has the node, as soon as nobody here touches it any more.
+async fn run_here(config: Config, start: Rc<Start>, stop: &mut Stop) -> anyhow::Result<Option<Successor>> {
     let notifier = Notifier::from_environment()?;
-    // Whoever awaits a predecessor's end knows the cluster before it: the pause must not last as long as an API server takes to list, least of
-    // all one that is away. In etcd a node cannot be registered twice, so there its turn comes first.
-    let informed_first = start.predecessor == Predecessor::Awaited && !matches!(config.source, SourceConfig::Etcd(_));
-    let mut lock = None;
+    let store = &start.store;
+    let cpus = machine::workers(config.workers.as_ref())?;
+    let resumes = store.names().iter().any(|name| name == names::LOCK);
+    // Whoever takes over from a predecessor knows the cluster before it: the pause must not last as long as an API server takes to list, least
+    // of all one that is away. In etcd a node cannot be registered twice, so there its turn comes first.
+    let informed_first = start.predecessor != Predecessor::Refused && !resumes && !matches!(config.source, SourceConfig::Etcd(_));
+    let mut turn = None;
     if !informed_first {
-        lock = Some(tokio::select! {
-            lock = take_lock(&config.runtime_dir, start.predecessor) => lock?,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+        // With etcd the whole start lies in the pause, which is too long for one that waits with its workers stopped.
+        let predecessor = if start.predecessor == Predecessor::Relieved { Predecessor::Awaited } else { start.predecessor };
+        turn = Some(tokio::select! {
+            turn = succession::take(&config.runtime_dir, predecessor, store, cpus.len() as u16) => turn?,
+            () = stop.asked() => return Ok(None),
         });
     }
     let node_netns = Netns::current()?;
@@ -130,50 +169,80 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
     // It tells other nodes of this one, and so needs to know it.
     let report = NodeReport { underlay: machine.underlay.clone(), underlay_mtu: machine.underlay_mtu, ..NodeReport::default() };
     // It may have to wait for its origin; whoever wants to end that must be heard.
+    let look = if resumes { FirstLook::AtWhatIsKept } else { FirstLook::ForNews };
     let mut source = tokio::select! {
-        source = source::start(&config, report) => source?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        source = source::start(&config, report, look) => source?,
+        () = stop.asked() => return Ok(None),
     };
-    if lock.is_none() {
-        lock = Some(tokio::select! {
-            lock = take_lock(&config.runtime_dir, start.predecessor) => lock?,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-        });
-        // That may have taken long.
-        machine = Machine::look(&node_netlink, &config)?;
-    }
-    let _lock = lock;
-    let gateway = gateway_ns::open_or_prepare(&config.runtime_dir)?;
+    let token = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+    let mut compiled = None;
+    let reserve = Reserve::default();
+    let turn = match turn {
+        Some(turn) => turn,
+        None => {
+            // All tables but for the pods: what is compiled afterwards is little.
+            let alone = Arc::new(local_node(&config, &machine, (Vec::new(), Vec::new()), BTreeMap::new(), token, cpus.len() as u16));
+            compiled = Some(compile(&Compiled::empty(&alone), &source.state.borrow_and_update().clone(), &alone));
+            let turn = tokio::select! {
+                turn = succession::take(&config.runtime_dir, start.predecessor, store, cpus.len() as u16) => turn?,
+                () = stop.asked() => return Ok(None),
+            };
+            // That may have taken long.
+            machine = Machine::look(&node_netlink, &config)?;
+            turn
+        }
+    };
+    let succession::Turn { lock: _lock, predecessor } = turn;
+    let gateway = gateway_ns::open_or_prepare(&config.runtime_dir, store.take(names::NETNS))?;
     let gateway_netns = gateway.netns().try_clone()?;
     let gateway_netlink = Netlink::open(&gateway_netns)?;
+    let kept = store.keep(names::LOCK, &_lock).and_then(|()| store.keep(names::NETNS, &gateway_netns));
+    if let Err(error) = kept {
+        tracing::warn!(%error, "what is to outlive this process is not kept");
+    }
 
-    let cpus = machine::workers(config.workers.as_ref())?;
-    let pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir, cpus.len() as u16).map_err(|error| {
+    let mut pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir, cpus.len() as u16).map_err(|error| {
         let remedy = "restore it, or run `podgate cleanup` and attach the pods again";
         anyhow::anyhow!("what is attached to this node is not known: {error}; {remedy}")
     })?;
-    let mut host_state = HostState::load(&config.state_dir)?;
-
     // Closed before anything is in it, then the devices, then what leads to them.
     let devices = Devices { node_netns, node_netlink, gateway_netns, gateway_netlink };
-    let tuns = devices.open(&config, cpus.len() as u16)?;
-    let token = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+    let tuns = devices.open(&config, cpus.len() as u16, store)?;
     let mut pod_limits = PodLimits::default();
     let tables = pod_limits.tables(&pods);
     let local = Arc::new(local_node(&config, &machine, (tables, host_ports::of(&pods)), BTreeMap::new(), token, cpus.len() as u16));
     let source_state = source.state.borrow_and_update().clone();
-    let compiled = compile(&Compiled::empty(&local), &source_state, &local);
+    // A predecessor's flows to services of the node's own go on.
+    let mut publisher = Publisher::default();
+    let merged = published::merged(&mut publisher, &config, (&machine, &pods), &source_state);
+    let compiled = compile(&compiled.unwrap_or_else(|| Compiled::empty(&local)), &merged.cluster, &local);
     let (flow_file, opened) = FlowFile::open(config.runtime_dir.join("flows"), config.flows.capacity as usize)?;
+    if let Some(predecessor) = &predecessor {
+        predecessor.in_time()?;
+    }
+    let pod_tuns = pod_tuns::begin(&mut pods, store);
+    // Before anything leads to it: a port that is taken must not leave the node with rules that lead nowhere.
+    let dataplane = start_dataplane(&config, &machine, &devices, tuns, (&cpus, store, reserve), flow_file, (&compiled, pod_tuns))?;
+    if let Some(predecessor) = predecessor {
+        predecessor.forwarding().await?;
+        if let Err(error) = store.deposit() {
+            tracing::warn!(%error, "what is to outlive this process is not kept");
+        }
+    }
     match &opened {
         Opened::Fresh => tracing::info!("flow table: new"),
         Opened::Recovered(found) => tracing::info!(flows = found.live, discarded = found.discarded, "flow table: taken over"),
         Opened::Replaced(reason) => tracing::warn!("flow table: the one found could not be used, so open flows are lost: {reason}"),
     }
+    let mut host_state = HostState::load(&config.state_dir)?;
     let health = Arc::new(Health::new(SystemTime::now()));
     health::serve(config.health, &machine.addresses, health.clone()).await?;
     let listener = api::bind(&config.socket())?;
+    let mut successors = Successors::listen(&config.runtime_dir)?;
+    match store.forget_unknown() {
+        Ok(unknown) => unknown.iter().for_each(|name| tracing::info!(name, "what an earlier gateway left under this name is of no use")),
+        Err(error) => tracing::warn!(%error, "what an earlier gateway left is kept though it is of no use"),
+    }
 
     let ranges = &compiled.snapshot.node.node_pod_cidrs;
     let (mut ipam, recovered) = Ipam::open(&config.state_dir, ranges, &config.ipam, &boot_id(), Box::new(SystemClock))?;
@@ -192,9 +261,9 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
     let mut inner = Inner {
         machine,
         local,
-        cluster: source_state.clone(),
+        cluster: merged.cluster,
         source_state,
-        published: Vec::new(),
+        published: merged.told,
         history: History::new(compiled.snapshot.generation.0),
         programming: Programming::new(SystemTime::now()),
         health_check_problems: BTreeSet::new(),
@@ -206,20 +275,11 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
         narrow_paths: BTreeMap::new(),
         source_status: source.status.borrow_and_update().clone(),
         checks: Vec::new(),
-        problems: BTreeSet::new(),
+        problems: merged.problems,
         warned: BTreeSet::new(),
         warned_of: Arc::new([]),
     };
-    // A predecessor's flows to services of the node's own go on.
-    let mut publisher = Publisher::default();
-    if !config.publish.is_empty() {
-        published::merge(&mut publisher, &config, &mut inner);
-        inner.compiled = compile(&Compiled::empty(&inner.local), &inner.cluster, &inner.local);
-    }
-    inner.open_tuns(&[]);
-    let pod_tuns = inner.pods.take_opened();
-    // Before anything leads to it: a port that is taken must not leave the node with rules that lead nowhere.
-    let dataplane = start_dataplane(&config, &inner.machine, &devices, tuns, &cpus, flow_file, (&inner.compiled, pod_tuns))?;
+    inner.note_closed();
     let (plan, reconciler) = devices.reconcile(&config, &mut inner)?;
     let daemon = Rc::new(Daemon {
         changed: Notify::new(),
@@ -236,7 +296,9 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
         refreshes: Refreshes::default(),
         leaving: Cell::new(0),
         dataplane: RefCell::new(Some(Arc::new(dataplane))),
-        cni: start.cni,
+        cni: start.cni.clone(),
+        start: start.clone(),
+        changes: tokio::sync::RwLock::default(),
         notifier,
         tenure: source.tenure.clone(),
         report: source.report.clone(),
@@ -258,7 +320,6 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
     tokio::task::spawn_local(watchers::watch_kernel(daemon.clone(), reconciler));
     tokio::task::spawn_local(watchers::watch_paths(daemon.clone()));
     tokio::task::spawn_local(metrics::run(daemon.clone()));
-    tokio::task::spawn_local(heralds::watchdog(daemon.clone()));
     tracing::info!(node = %daemon.config.node, socket = %daemon.config.socket().display(), "running");
     daemon.notifier.ready();
     daemon.notifier.status("proving that it forwards");
@@ -267,8 +328,13 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
     let verdict_changed = daemon.publisher.borrow().changed();
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = stop.asked() => break,
+            Some(successor) = successors.next() => {
+                if let Some(successor) = daemon.hand_over(successor).await {
+                    daemon.notifier.status("handed the node over; waiting for its turn");
+                    return Ok(Some(successor));
+                }
+            }
             changed = source.state.changed() => changed?,
             changed = source.status.changed() => changed?,
             () = verdict_changed.notified() => {}
@@ -289,8 +355,10 @@ async fn run_here(config: Config, start: Start) -> anyhow::Result<()> {
     daemon.notifier.stopping();
     tracing::info!("stopping; devices, rules, pods and flows stay for a successor (`podgate cleanup` removes them)");
     daemon.dataplane.borrow_mut().take();
-    let _ = std::fs::remove_file(daemon.config.socket());
-    Ok(())
+    for socket in [&*daemon.config.socket(), successors.path()] {
+        let _ = std::fs::remove_file(socket);
+    }
+    Ok(None)
 }
 
 /// Sockets for masqueraded datagrams in fragments are many; the usual soft limit of 1,024 descriptors is there for select(2), which nobody
@@ -328,6 +396,10 @@ pub(crate) struct Daemon {
     /// Where the CNI configuration goes when the node is ready.
     cni: Option<Places>,
     notifier: Notifier,
+    /// How it was started; what is to outlive it is in the store.
+    start: Rc<Start>,
+    /// Whoever changes what is attached reads; whoever hands the node over, or opens its devices again, writes.
+    changes: tokio::sync::RwLock<()>,
     /// What the source tells others of this node.
     report: watch::Sender<NodeReport>,
     /// Where it is said that the node forwards, as soon as it does.
@@ -507,28 +579,6 @@ impl Daemon {
         if let Ok(dataplane) = self.dataplane() {
             dataplane.set_udp_ports(udp_ports(&self.inner.borrow().compiled));
         }
-    }
-
-    /// Opens lost TUNs again and starts the workers anew; flows are in their file. Rules and routes come back by the reconciler.
-    async fn replace_dataplane(&self) -> anyhow::Result<()> {
-        let old = self.dataplane.borrow_mut().take();
-        // A self-test may hold it for another second.
-        while old.as_ref().is_some_and(|old| Arc::strong_count(old) > 1) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        drop(old);
-        let tuns = self.devices.open(&self.config, self.cpus.len() as u16)?;
-        let (flows, _) = FlowFile::open(self.config.runtime_dir.join("flows"), self.config.flows.capacity as usize)?;
-        let dataplane = {
-            let mut inner = self.inner.borrow_mut();
-            inner.open_tuns(&[]);
-            let pod_tuns = inner.pods.take_opened();
-            start_dataplane(&self.config, &inner.machine, &self.devices, tuns, &self.cpus, flows, (&inner.compiled, pod_tuns))?
-        };
-        *self.dataplane.borrow_mut() = Some(Arc::new(dataplane));
-        self.serve_udp_ports();
-        self.relay_dhcp()?;
-        Ok(())
     }
 
     /// Address pools follow this node's pod ranges.

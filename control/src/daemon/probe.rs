@@ -85,6 +85,7 @@ fn families(daemon: &Daemon) -> Vec<Family> {
 }
 
 async fn attach(daemon: &Daemon, families: &[Family]) -> anyhow::Result<Netns> {
+    let _changes = daemon.changes.read().await;
     // That of a predecessor went with its namespace, or not quite.
     daemon.inner.borrow_mut().pods.detach(ID, None)?;
     let netns = Netns::anonymous()?;

@@ -19,6 +19,9 @@ use crate::model::ClusterState;
 /// How long workers may take to take note of a new generation before it is said that they are stuck.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// For so long the control thread waits for them with nothing but its place on the processor given up.
+const PUBLISH_YIELD: Duration = Duration::from_micros(300);
+
 /// How many of the objects that wait are named in `podgate status`.
 const NAMED_MAX: usize = 8;
 
@@ -50,12 +53,15 @@ impl Daemon {
         self.note_changes(before);
         let start = Instant::now();
         while dataplane.generations().iter().any(|seen| *seen < generation) {
-            if start.elapsed() > PUBLISH_TIMEOUT {
+            let waited = start.elapsed();
+            if waited > PUBLISH_TIMEOUT {
                 tracing::error!(?generation, "a worker does not take note of the new tables");
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            // Workers take some ten microseconds, and tokio knows no time below a millisecond.
+            if waited < PUBLISH_YIELD { std::thread::yield_now() } else { tokio::time::sleep(Duration::from_millis(1)).await }
         }
+        self.settle();
         // Only now: a worker with the old tables could open such a flow again.
         super::flows::tidy(dataplane.flows(), &previous, &snapshot);
         dataplane.set_udp_ports(super::demands::udp_ports(&self.inner.borrow().compiled));

@@ -15,8 +15,10 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::Inner;
+use super::machine::Machine;
 use crate::config::{Check, Config, Place, Publish};
 use crate::model::{ClusterState, Object};
+use crate::pods::Pods;
 use crate::publish::check::attempt;
 use crate::publish::{Course, Published, Verdict, slice};
 
@@ -51,10 +53,10 @@ impl Publisher {
     }
 
     /// Brings the endpoints in line with the node's addresses and its pods.
-    fn follow(&mut self, config: &Config, inner: &Inner) {
+    fn follow(&mut self, config: &Config, node: (&Machine, &Pods)) {
         let mut wanted = BTreeMap::new();
         for (at, publish) in config.publish.iter().enumerate() {
-            wanted.extend(addresses(publish, inner).into_iter().map(|address| ((at, address), publish)));
+            wanted.extend(addresses(publish, node).into_iter().map(|address| ((at, address), publish)));
         }
         self.targets.retain(|key, _| wanted.contains_key(key));
         for (key, publish) in wanted {
@@ -105,12 +107,12 @@ impl Publisher {
 }
 
 /// Where the endpoints of `publish` are now.
-fn addresses(publish: &Publish, inner: &Inner) -> BTreeSet<IpAddr> {
+fn addresses(publish: &Publish, (machine, pods): (&Machine, &Pods)) -> BTreeSet<IpAddr> {
     match &publish.place {
-        Place::Node => inner.machine.underlay.iter().copied().collect(),
+        Place::Node => machine.underlay.iter().copied().collect(),
         Place::Addresses(addresses) => addresses.iter().copied().collect(),
         Place::Pod(name) => {
-            let pod = inner.pods.list().find(|pod| pod.name == *name);
+            let pod = pods.list().find(|pod| pod.name == *name);
             pod.into_iter().flat_map(|pod| pod.addresses.iter().copied()).collect()
         }
     }
@@ -134,20 +136,38 @@ async fn watch(name: String, check: Check, address: IpAddr, verdict: Rc<Cell<Ver
     }
 }
 
+/// What the source says and what is known of the node's own services, brought together.
+pub struct Merged {
+    /// The cluster's objects, with the node's own slices among them.
+    pub cluster: Arc<ClusterState>,
+    /// Those of the slices that others are told of.
+    pub told: Vec<Published>,
+    /// What stands in the way.
+    pub problems: BTreeSet<String>,
+}
+
 /// Brings the cluster's objects in line with what the source says and what is known of the node's own services.
 pub fn merge(publisher: &mut Publisher, config: &Config, inner: &mut Inner) {
-    if config.publish.is_empty() {
-        inner.cluster = inner.source_state.clone();
-        return;
-    }
-    publisher.follow(config, inner);
+    let Merged { cluster, told, problems } = merged(publisher, config, (&inner.machine, &inner.pods), &inner.source_state);
+    inner.cluster = cluster;
+    inner.published = told;
     inner.problems.retain(|problem| !problem.starts_with("publish"));
+    inner.problems.extend(problems);
+}
+
+/// The same, before there is anything to bring in line.
+pub fn merged(publisher: &mut Publisher, config: &Config, node: (&Machine, &Pods), source_state: &Arc<ClusterState>) -> Merged {
+    let mut problems = BTreeSet::new();
+    if config.publish.is_empty() {
+        return Merged { cluster: source_state.clone(), told: Vec::new(), problems };
+    }
+    publisher.follow(config, node);
     let (mut here, mut told) = (Vec::new(), Vec::new());
     for (verdict, published) in publisher.slices(config) {
-        match (standing(&inner.source_state, &published.object, &config.node), verdict) {
+        match (standing(source_state, &published.object, &config.node), verdict) {
             (Standing::Foreign, _) => {
                 let reason = "is there already and was not published by this node, so it counts: delete it, or take the service out of `publish`";
-                inner.problems.insert(format!("publish: the EndpointSlice {} {reason}", published.name));
+                problems.insert(format!("publish: the EndpointSlice {} {reason}", published.name));
             }
             // What is there is what a predecessor told.
             (Standing::Own, Verdict::Unknown) => {}
@@ -158,8 +178,7 @@ pub fn merge(publisher: &mut Publisher, config: &Config, inner: &mut Inner) {
             }
         }
     }
-    inner.cluster = publisher.merge(&inner.source_state, here);
-    inner.published = told;
+    Merged { cluster: publisher.merge(source_state, here), told, problems }
 }
 
 /// Whose a slice of some name is in the source.

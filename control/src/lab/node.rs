@@ -42,13 +42,15 @@ pub struct NodeSettings {
     pub extra: String,
     /// The filter of the daemon's log (`PODGATE_LOG`).
     pub log: String,
+    /// Further words for `podgate run`.
+    pub run: Vec<String>,
 }
 
 impl Default for NodeSettings {
     fn default() -> NodeSettings {
         let workers = std::env::var("PODGATE_WORKERS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
         let attach = std::env::var("PODGATE_ATTACH").unwrap_or_else(|_| "veth".to_owned());
-        NodeSettings { workers: Some(workers), attach, source: None, extra: String::new(), log: "info".into() }
+        NodeSettings { workers: Some(workers), attach, source: None, extra: String::new(), log: "info".into(), run: Vec::new() }
     }
 }
 
@@ -143,7 +145,7 @@ impl Node {
         let log = File::options().create(true).append(true).open(&path).map_err(|source| LabError::File { path, source })?;
         let errors = log.try_clone().map_err(|source| LabError::File { path: self.log_path(), source })?;
         let mut command = Command::new(&self.binary);
-        command.arg("run").arg("--config").arg(self.config()).env("PODGATE_LOG", &settings.log);
+        command.arg("run").arg("--config").arg(self.config()).args(&settings.run).env("PODGATE_LOG", &settings.log);
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         // A child is born into the namespace of the thread that starts it.
         let child = self.machine.run(|| command.spawn())?;

@@ -387,7 +387,7 @@ fn a_successor_opens_tuns_again_by_their_path_takes_them_over_and_names_those_it
     drop(opened);
     Netns::unbind(&path).unwrap();
     let lost: Vec<String> = site.pods().lost().unwrap().into_iter().map(|pod| pod.id.clone()).collect();
-    assert_eq!(lost, [pod.id.clone()], "its path is gone, where there was one");
+    assert_eq!(lost, std::slice::from_ref(&pod.id), "its path is gone, where there was one");
     PodTun::remove("net1", &hidden_ns).unwrap();
     assert_eq!(site.pods().lost().unwrap().len(), 2, "an interface that was deleted in its pod");
     for id in [pod.id, hidden.id] {
@@ -416,7 +416,7 @@ fn a_half_made_tun_is_undone_by_the_next_start_and_a_failed_one_at_once() {
     let greedy = AttachSpec { default_route: DefaultRoute::Yes, ..tun_spec(4, &path) };
     assert!(matches!(site.pods().attach(&pod_ns, &greedy), Err(PodError::DefaultRouteExists { .. })));
     assert!(inside.link("eth0").unwrap().is_none());
-    assert_eq!(site.pods().list().map(|pod| pod.id.clone()).collect::<Vec<_>>(), [first.id.clone()]);
+    assert_eq!(site.pods().list().map(|pod| pod.id.clone()).collect::<Vec<_>>(), std::slice::from_ref(&first.id));
     // A second interface has a table of its own, which goes with it.
     let second = site.pods().attach(&pod_ns, &tun_spec(5, &path)).unwrap();
     assert_eq!(source_rules(&inside, second.addresses[0]).unwrap().len(), 1);

@@ -358,7 +358,10 @@ mod tests {
             let text = "underlay: {address: 192.0.2.1}\nsource: {directory: /}\n";
             let mut config = crate::config::Config::parse("podgate.yaml".as_ref(), text, &host).unwrap();
             config.source = source;
-            runtime.block_on(async { super::super::start(&config, NodeReport::default()).await }).unwrap_err().to_string()
+            runtime
+                .block_on(async { super::super::start(&config, NodeReport::default(), super::super::FirstLook::ForNews).await })
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(
             start(SourceConfig::Directory("/nonexistent/cluster.d".into())),

@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -170,14 +170,27 @@ pub enum SourceError {
     },
 }
 
+/// How a source begins where `stateDir` has what its origin said before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstLook {
+    /// It waits for a moment for what the origin says now.
+    ForNews,
+    /// It begins with what is kept: packets wait. The news comes soon after.
+    AtWhatIsKept,
+}
+
 /// Starts the source that the configuration names. An API server that is away is waited for, unless `stateDir` has what it said before. To be called
 /// inside a tokio runtime.
-pub async fn start(config: &Config, report: NodeReport) -> Result<Source, SourceError> {
+pub async fn start(config: &Config, report: NodeReport, look: FirstLook) -> Result<Source, SourceError> {
+    let look = match look {
+        FirstLook::ForNews => cache::KNOWN_LOOK,
+        FirstLook::AtWhatIsKept => Duration::ZERO,
+    };
     match &config.source {
         SourceConfig::Directory(path) => directory::start(path, report).await,
-        SourceConfig::Etcd(etcd) => etcd::start(config, etcd, report).await,
+        SourceConfig::Etcd(etcd) => etcd::start(config, etcd, report, look).await,
         SourceConfig::Kubernetes { server, kubeconfig } => {
-            kubernetes::start(server.as_deref(), kubeconfig.as_deref(), &config.node, &config.state_dir).await
+            kubernetes::start(server.as_deref(), kubeconfig.as_deref(), &config.node, &config.state_dir, look).await
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::addr::{Addr, protocol};
 use crate::decap;
 use crate::fib::within;
 use crate::flow::Opener;
-use crate::packet::{Ingress, Network, Packet};
+use crate::packet::{Ingress, Network, Outer, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::snapshot::Snapshot;
 use crate::verdict::{DropReason, PeerId, TunId};
@@ -47,6 +47,7 @@ impl Sender {
 pub const PROBE_PORT: u16 = 9;
 
 /// Who sent it, or why it may not go on.
+#[inline(always)]
 pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> Result<Sender, DropReason> {
     let (src, dst) = (parsed.tuple.src, parsed.tuple.dst);
     // Link-local IPv4 goes on: cloud metadata and caches of the node live there. Nothing of IPv6's may leave its link (RFC 4291 §2.5.6).
@@ -60,31 +61,8 @@ pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> R
     match packet.ingress {
         Ingress::Pods => of_pod(snapshot, src, None),
         Ingress::Pod(tun) => of_pod(snapshot, src, Some(tun)),
-        Ingress::Host | Ingress::Socket => {
-            if snapshot.node.owns(src) {
-                return Ok(Sender::Node);
-            }
-            if claims_to_be_ours(snapshot, src) {
-                return Err(DropReason::SpoofedFromHost);
-            }
-            if Scope::of(src) == Scope::LinkLocal && !src.is_v4() {
-                return Err(DropReason::MartianSource);
-            }
-            Ok(Sender::Outside)
-        }
-        Ingress::Overlay(outer) => {
-            let peer = peer_at(snapshot, outer.src).ok_or(DropReason::OverlayUnknownPeer)?;
-            let sender = match outer.network {
-                Network::Cluster => snapshot.peers[peer.0 as usize].prefixes.lookup(src).map(|()| Sender::Peer(peer)),
-                Network::DirectReturn => is_outside(snapshot, src).then_some(Sender::HandedOn(peer)),
-            };
-            let sender = sender.ok_or(DropReason::OverlayForeignSource)?;
-            let ecn = decap::ecn(parsed.traffic_class, outer.ecn)?;
-            if ecn != parsed.traffic_class & 0b11 {
-                ip::set_ecn(packet.head, ecn);
-            }
-            Ok(sender)
-        }
+        Ingress::Host | Ingress::Socket => admit_from_host(snapshot, src),
+        Ingress::Overlay(outer) => admit_from_peer(snapshot, packet, parsed, outer),
     }
 }
 
@@ -95,7 +73,36 @@ fn of_pod(snapshot: &Snapshot, src: Addr, tun: Option<TunId>) -> Result<Sender, 
     Ok(Sender::Pod { limited: pod.limits.is_some() })
 }
 
+fn admit_from_host(snapshot: &Snapshot, src: Addr) -> Result<Sender, DropReason> {
+    if snapshot.node.owns(src) {
+        return Ok(Sender::Node);
+    }
+    if claims_to_be_ours(snapshot, src) {
+        return Err(DropReason::SpoofedFromHost);
+    }
+    if Scope::of(src) == Scope::LinkLocal && !src.is_v4() {
+        return Err(DropReason::MartianSource);
+    }
+    Ok(Sender::Outside)
+}
+
+fn admit_from_peer(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed, outer: Outer) -> Result<Sender, DropReason> {
+    let src = parsed.tuple.src;
+    let peer = peer_at(snapshot, outer.src).ok_or(DropReason::OverlayUnknownPeer)?;
+    let sender = match outer.network {
+        Network::Cluster => snapshot.peers[peer.0 as usize].prefixes.lookup(src).map(|()| Sender::Peer(peer)),
+        Network::DirectReturn => is_outside(snapshot, src).then_some(Sender::HandedOn(peer)),
+    };
+    let sender = sender.ok_or(DropReason::OverlayForeignSource)?;
+    let ecn = decap::ecn(parsed.traffic_class, outer.ecn)?;
+    if ecn != parsed.traffic_class & 0b11 {
+        ip::set_ecn(packet.head, ecn);
+    }
+    Ok(sender)
+}
+
 /// Whether a packet from `host` is one of this gateway's own probes, and which: they come back with sources that nobody else may use.
+#[inline]
 pub fn probe(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed) -> Option<u8> {
     let from_host = matches!(packet.ingress, Ingress::Host | Ingress::Socket);
     if !from_host || parsed.tuple.dst_port != PROBE_PORT || parsed.transport_kind != Transport::Udp {
@@ -130,6 +137,7 @@ fn peer_at(snapshot: &Snapshot, underlay: Addr) -> Option<PeerId> {
 
 /// Router and neighbour messages and redirects: they mean something on one link, and a pod has nobody on its own but the gateway
 /// (RFC 4861 §4, RFC 792, RFC 1256).
+#[inline]
 fn is_link_business(parsed: &Parsed) -> bool {
     match (parsed.tuple.protocol, parsed.transport_kind) {
         (protocol::ICMPV6, Transport::IcmpOther(kind)) => (133..=137).contains(&kind),

@@ -469,11 +469,18 @@ fn is_plausible(snapshot: &Snapshot, packet: &Packet<'_>, parsed: &Parsed, sende
 }
 
 /// Where a destination is reached.
+#[inline]
 pub fn hop(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
+    match snapshot.pods.get(dst) {
+        Some(pod) => Ok(hop_to_pod(pod)),
+        None => hop_elsewhere(snapshot, dst),
+    }
+}
+
+/// Where a destination is reached that is no pod of this node.
+fn hop_elsewhere(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
     let node = &*snapshot.node;
-    if let Some(pod) = snapshot.pods.get(dst) {
-        Ok(hop_to_pod(pod))
-    } else if node.owns(dst) {
+    if node.owns(dst) {
         Ok(Hop::Node)
     } else if let Some(peer) = snapshot.routes.lookup(dst) {
         Ok(Hop::Peer(PeerId(*peer)))
@@ -491,7 +498,7 @@ pub fn hop(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
 /// The hop to a pod of this node.
 #[inline]
 fn hop_to_pod(pod: &Pod) -> Hop {
-    Hop::Pod { mtu: pod.mtu, limited: pod.limits.is_some(), tun: pod.tun }
+    Hop::Pod { mtu: pod.mtu.into(), limited: pod.limits.is_some(), tun: pod.tun }
 }
 
 /// How what `src` says to the outside is masqueraded, if it is: a pod may be left out of it.

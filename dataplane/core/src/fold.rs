@@ -17,6 +17,12 @@ pub struct FoldHasher(u64);
 /// Odd, without a pattern: 2^64 divided by the golden ratio (Knuth 6.4), and the fraction of the square root of 3.
 const FACTORS: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xbb67_ae85_84ca_a73b];
 
+/// The hash of one address, in one multiplication.
+#[inline]
+pub fn hash_u128(value: u128) -> u64 {
+    FoldHasher::mix((value >> 64) as u64 ^ value as u64 ^ FACTORS[1], FACTORS[0])
+}
+
 impl FoldHasher {
     #[inline]
     fn mix(a: u64, b: u64) -> u64 {

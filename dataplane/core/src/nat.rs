@@ -78,7 +78,7 @@ impl Change {
 
 /// [`translate`] of a whole TCP segment or UDP datagram that still has the tuple `change` was worked out for: nothing of it is read but
 /// its checksums.
-#[inline]
+#[inline(always)]
 pub fn translate_known(head: &mut [u8], parsed: &Parsed, checksum: Checksum, to: &Tuple, change: Change) {
     ip::replace_addresses(head, to.src, to.dst, change.addresses());
     let transport = &mut head[usize::from(parsed.transport)..];
@@ -200,7 +200,7 @@ fn change(head: &mut [u8], at: usize, delta: Delta) {
     set_u16(head, at, stored.0);
 }
 
-#[inline]
+#[inline(always)]
 fn change_udp(head: &mut [u8], at: usize, delta: Delta) {
     let stored = Stored(u16_at(head, at)).changed_udp(delta);
     set_u16(head, at, stored.0);

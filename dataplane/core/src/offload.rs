@@ -60,7 +60,7 @@ pub fn wire_bytes(packet: &Packet<'_>, parsed: &Parsed) -> u32 {
 }
 
 /// A superframe's header length and payload bytes per segment.
-#[inline]
+#[inline(always)]
 fn segmented(packet: &Packet<'_>, parsed: &Parsed) -> Option<(u32, u32)> {
     let transport = u32::from(parsed.transport);
     match (packet.offload.gso, parsed.transport_kind) {

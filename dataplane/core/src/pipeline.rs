@@ -28,7 +28,7 @@ use crate::icmp::{self, Answer, Silence, TokenBucket};
 use crate::nat;
 use crate::offload;
 use crate::packet::{Gso, Ingress, Network, Offload, Packet};
-use crate::parse::{Parsed, Transport, parse};
+use crate::parse::{Parsed, Transport, parse, parse_plain};
 use crate::shape::{self, Exceeded, Limits, Wait};
 use crate::snapshot::Snapshot;
 use crate::verdict::{Consumed, DropReason, Verdict, WorkerId};
@@ -156,13 +156,19 @@ impl Pipeline {
         let (mut parsed, mut likely) = (std::mem::take(&mut self.parsed), std::mem::take(&mut self.likely));
         parsed.clear();
         likely.clear();
-        parsed.extend(batch.iter().map(|packet| parse(packet).map(|parsed| (parsed, env.flows.hash(&parsed.tuple)))));
-        // Fetched here, used below. In loops of their own the loads stand close together, so that the cache misses of a batch overlap.
-        for (_, hash) in parsed.iter().flatten() {
-            env.flows.warm(*hash);
+        // Fetched in one loop, used in the next: the cache misses of a batch overlap with each other and with its work.
+        for packet in batch.iter() {
+            match parse_plain(packet) {
+                Some(found) => parsed.push(Ok(with_hash(env, found))),
+                None => parse_other(env, packet, &mut parsed),
+            }
         }
         likely.extend(parsed.iter().map(|parsed| match parsed {
-            Ok((parsed, hash)) => env.flows.warm_record(&parsed.tuple, *hash),
+            Ok((parsed, hash)) => {
+                let likely = env.flows.likely(*hash);
+                env.flows.warm_record(&parsed.tuple, likely);
+                likely
+            }
             Err(_) => Likely::NONE,
         }));
         for (at, ((packet, parsed), likely)) in batch.iter_mut().zip(&parsed).zip(&likely).enumerate() {
@@ -576,6 +582,20 @@ impl Pipeline {
     fn allow_answer(&mut self, env: &Env<'_>) -> Result<(), DropReason> {
         if self.answers.take(env.now) { Ok(()) } else { Err(DropReason::RateLimited) }
     }
+}
+
+/// Stage 1 for what is not plain. Apart, so that what is plain is written at once where it is to lie.
+#[inline(never)]
+fn parse_other(env: &Env<'_>, packet: &Packet<'_>, parsed: &mut Vec<Result<(Parsed, Hash), DropReason>>) {
+    parsed.push(parse(packet).map(|found| with_hash(env, found)));
+}
+
+/// What `parse` found with its tuple's hash, by which the index is fetched.
+#[inline]
+fn with_hash(env: &Env<'_>, parsed: Parsed) -> (Parsed, Hash) {
+    let hash = env.flows.hash(&parsed.tuple);
+    env.flows.warm(hash);
+    (parsed, hash)
 }
 
 /// Stage 6: when a packet may leave by the limits of its sender and, unless the gateway itself takes it, of its receiver. `None`: at once.

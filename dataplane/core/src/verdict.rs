@@ -1,5 +1,7 @@
 //! What becomes of a packet: one [`Verdict`] each, and a name for every drop.
 
+use std::num::NonZeroU32;
+
 use crate::packet::Network;
 
 /// What becomes of a packet. Its bytes are edited where the verdict says to write it.
@@ -43,7 +45,20 @@ pub struct PeerId(pub u32);
 
 /// A pod's own TUN (attach mode tun): the number of its attachment, which no other has in the same boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TunId(pub u32);
+pub struct TunId(NonZeroU32);
+
+impl TunId {
+    /// By its number, which is less than `u32::MAX`.
+    pub const fn new(number: u32) -> TunId {
+        // Kept upside down, so that what has a TUN or none takes no more room than a number.
+        TunId(NonZeroU32::new(!number).expect("there are not so many attachments in a boot"))
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u32 {
+        !self.0.get()
+    }
+}
 
 /// A worker's number, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -12,6 +12,7 @@
 //! | [`udp`] | the overlay's sockets, superframes both ways |
 //! | [`sockets`] | reassembled datagrams and ICMP, which no port rule can bring |
 //! | [`flow_file`] | the memory of the flow table, which outlives the process |
+//! | [`handed`] | descriptors that a process is started with |
 //!
 //! The threads, and what moves packets between the devices and the pipeline:
 //!
@@ -55,6 +56,7 @@ pub mod clock;
 mod dhcp;
 pub mod ethtool;
 pub mod flow_file;
+pub mod handed;
 mod link;
 pub mod netns;
 pub mod netstack;

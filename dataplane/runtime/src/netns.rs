@@ -9,7 +9,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::panic;
 use std::path::{Path, PathBuf};
@@ -182,6 +182,18 @@ impl Netns {
         })
     }
 
+    /// The one that a socket or a TUN queue belongs to. It takes CAP_NET_ADMIN there.
+    pub(crate) fn of(file: BorrowedFd<'_>, question: Question) -> Result<Netns, NetnsError> {
+        let what = || format!("descriptor {}", file.as_raw_fd());
+        // SAFETY: neither request takes an argument; both give a new descriptor, and other files refuse them.
+        let found = unsafe { libc::ioctl(file.as_raw_fd(), question as libc::Ioctl) };
+        if found < 0 {
+            return Err(NetnsError::Examine { what: what(), source: io::Error::last_os_error() });
+        }
+        // SAFETY: the kernel has just made it for this call.
+        Netns::checked(unsafe { OwnedFd::from_raw_fd(found) }, what)
+    }
+
     fn checked(fd: OwnedFd, what: impl Fn() -> String) -> Result<Netns, NetnsError> {
         let examine = |source| NetnsError::Examine { what: what(), source };
         let stat = nix::sys::statfs::fstatfs(&fd).map_err(|errno| examine(errno.into()))?;
@@ -214,6 +226,16 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Requests by which a file says to which namespace it belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Question {
+    /// `SIOCGSKNS`, linux/sockios.h.
+    Socket = 0x894C,
+    /// `TUNGETDEVNETNS`, linux/if_tun.h: `_IO('T', 227)`.
+    Tun = 0x54E3,
 }
 
 /// linux/nsfs.h: `_IO(0xb7, 0x3)`.

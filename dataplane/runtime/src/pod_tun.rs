@@ -14,14 +14,14 @@
 //! namespace whose every process and mount is gone lives on until it is detached.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use podgate_core::fold::FoldMap;
 use podgate_core::verdict::{TunId, WorkerId};
 
-use crate::netns::Netns;
+use crate::netns::{Netns, Question};
 use crate::tun::{Queue, Removed, Tun, TunError, Wanted};
 
 /// Pods that workers can read: the memory for them is there from their start.
@@ -49,15 +49,12 @@ impl PodTun {
     /// `workers`.
     pub fn adopt(fd: OwnedFd, workers: u16) -> Result<PodTun, TunError> {
         let queue = Queue::adopt(fd)?;
-        let failed = |source| TunError::Io { name: queue.name().to_owned(), step: "finding its namespace (SIOCGSKNS)", source };
-        // SAFETY: SIOCGSKNS takes no argument and gives a new descriptor of the namespace that the queue was opened in.
-        let netns = unsafe { libc::ioctl(queue.as_raw_fd(), SIOCGSKNS) };
-        if netns < 0 {
-            return Err(failed(io::Error::last_os_error()));
-        }
-        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
-        let netns = Netns::from_fd(unsafe { OwnedFd::from_raw_fd(netns) }).map_err(|error| failed(io::Error::other(error)))?;
-        let further = netns.run(|| (1..workers).map(|_| queue.further()).collect::<Result<Vec<_>, _>>()).map_err(failed)??;
+        let failed =
+            |error| TunError::Io { name: queue.name().to_owned(), step: "finding its namespace (SIOCGSKNS)", source: io::Error::other(error) };
+        // The namespace that the queue was opened in, which is the device's: TUN answers the sockets' question.
+        let netns = Netns::of(queue.as_fd(), Question::Socket).map_err(failed)?;
+        let entered = |source| TunError::Io { name: queue.name().to_owned(), step: "entering its namespace", source };
+        let further = netns.run(|| (1..workers).map(|_| queue.further()).collect::<Result<Vec<_>, _>>()).map_err(entered)??;
         let queues = std::iter::once(queue).chain(further).collect();
         Ok(PodTun { queues, netns })
     }
@@ -161,7 +158,7 @@ pub struct PodTunStatus {
 #[derive(Debug, thiserror::Error)]
 pub enum PodTunError {
     /// Its number is another's.
-    #[error("the number {} is another pod's already", .0.0)]
+    #[error("the number {} is another pod's already", .0.number())]
     Taken(TunId),
     /// Workers have as many as they can read.
     #[error("{PODS_MAX} pods in mode tun are as many as there can be; attach further ones with mode veth")]
@@ -273,6 +270,3 @@ impl Drop for Patchbay {
         }
     }
 }
-
-/// include/uapi/linux/sockios.h.
-const SIOCGSKNS: libc::Ioctl = 0x894c;

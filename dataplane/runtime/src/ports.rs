@@ -147,12 +147,10 @@ impl Ports {
         let (wanted, masqueraded) = (Vec::new(), HashMap::new());
         let buffer = vec![0; PACKET_LEN_MAX].into_boxed_slice();
         let relay = Relay::default();
-        let mut ports = Ports { shared, wishes, poll, stack, relay, sockets, icmp, icmp_problems, wanted, masqueraded, buffer };
-        ports.adopt_flows(snapshot);
-        Ok(ports)
+        Ok(Ports { shared, wishes, poll, stack, relay, sockets, icmp, icmp_problems, wanted, masqueraded, buffer })
     }
 
-    /// Binds the ports of flows that a predecessor masqueraded, before any of their replies can be refused.
+    /// Binds the ports of flows that a predecessor masqueraded. It reads the whole flow table, and workers need not wait for that.
     fn adopt_flows(&mut self, snapshot: &Snapshot) {
         let shared = Arc::clone(&self.shared);
         let node = &snapshot.node;
@@ -171,6 +169,7 @@ impl Ports {
     /// The thread's work, until it is told to stop.
     pub(crate) fn run(mut self, reader: &Reader) {
         let mut session = reader.enter();
+        self.adopt_flows(session.refresh());
         let mut events = Events::with_capacity(16);
         let mut timeout = Duration::ZERO;
         let mut housekeeping_ms = 0;

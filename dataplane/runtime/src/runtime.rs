@@ -1,8 +1,7 @@
 //! The dataplane as the control side sees it: start it, publish snapshots to it, read from it, stop it.
 //!
-//! [`Runtime::start`] opens the overlay's sockets in the calling thread's network namespace (the node's) and starts one thread for each
-//! worker and one for the port sockets and the gateway's own stack. Stopping leaves the devices and the flow table as they are, for a
-//! successor.
+//! [`Runtime::start`] starts one thread for each worker and one for the port sockets and the gateway's own stack. Stopping leaves the
+//! devices and the flow table as they are, for a successor: what workers have read goes its way, what they have not waits in the kernel.
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -29,12 +28,11 @@ pub use crate::ports::PortProblem;
 use crate::ports::{DhcpWish, Ports, Wishes};
 use crate::publish::{self, Publisher};
 use crate::tun::{Attachment, Queue, Tun, TunError};
-use crate::udp::{Receiver, SENDERS_PER_FAMILY, Sender, UdpError};
+use crate::udp::Overlay;
 use crate::vnet::VnetHeader;
 pub use crate::worker::features::{FeatureState, FeatureStatus};
-use crate::worker::handoff::Inbox;
+use crate::worker::handoff::{Inbox, Pool};
 pub use crate::worker::latency::Latency;
-use crate::worker::rx::MESSAGES_MAX;
 use crate::worker::shared::Shared;
 use crate::worker::{self, Station};
 
@@ -42,6 +40,8 @@ use crate::worker::{self, Station};
 pub struct Options {
     /// For each worker the CPU that it is to run on, if any.
     pub workers: Vec<Option<usize>>,
+    /// For how long a worker that has nothing to do looks for more before it sleeps, at most. Worth it where there are processors to spare.
+    pub spin: Duration,
     /// The TUN `pods`, up, with as many queues as there are workers.
     pub pods: Tun,
     /// Its namespace.
@@ -50,17 +50,21 @@ pub struct Options {
     pub pod_tuns: Vec<(TunId, PodTun)>,
     /// The TUN `host`, up, with as many queues as there are workers.
     pub host: Tun,
-    /// The node's underlay addresses, one or two, of different families.
-    pub underlay: Vec<IpAddr>,
-    /// UDP port of the overlay on them.
-    pub overlay_port: u16,
+    /// The overlay's sockets, for as many workers.
+    pub overlay: Overlay,
     /// The flow table.
     pub flows: FlowFile,
     /// The first snapshot: known before the first packet is read.
     pub snapshot: Arc<Snapshot>,
     /// What pods see at `http://GATEWAY/`.
     pub status_page: StatusPage,
+    /// Memory for packets on their way between threads.
+    pub reserve: Reserve,
 }
+
+/// Memory that takes longer to be had than everything else (16 MiB, some 20 ms): to be reserved before packets wait.
+#[derive(Default)]
+pub struct Reserve(Pool);
 
 /// Why the dataplane did not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,8 +72,8 @@ pub enum StartError {
     /// No worker, or more than there can be.
     #[error("{0} workers were asked for: configure between 1 and {max}", max = u16::MAX)]
     WorkerCount(usize),
-    /// A TUN has not one queue for each worker.
-    #[error("TUN {name} has {queues} queues for {workers} workers: open it with one for each")]
+    /// A TUN has not one queue for each worker, or the overlay not its sockets.
+    #[error("{name} has {queues} queues for {workers} workers: open it with one for each")]
     Queues {
         /// The device.
         name: String,
@@ -78,9 +82,6 @@ pub enum StartError {
         /// The workers.
         workers: usize,
     },
-    /// An overlay socket: the port is taken, or the address is not the node's.
-    #[error(transparent)]
-    Overlay(#[from] UdpError),
     /// The pods' own TUNs.
     #[error(transparent)]
     PodTuns(#[from] PodTunError),
@@ -150,20 +151,18 @@ pub struct Runtime {
 impl Runtime {
     /// Starts the workers. The calling thread is in the node's network namespace.
     pub fn start(options: Options) -> Result<Runtime, StartError> {
-        let Options { workers: cpus, mut pods, pods_netns, pod_tuns, mut host, underlay, overlay_port, flows, snapshot, status_page } = options;
+        let Options { workers: cpus, spin, mut pods, pods_netns, pod_tuns, mut host, overlay, flows, snapshot, status_page, reserve } = options;
         let count = u16::try_from(cpus.len()).ok().filter(|count| *count > 0).ok_or(StartError::WorkerCount(cpus.len()))?;
         let (pods_queues, host_queues) = (take_queues(&mut pods, count)?, take_queues(&mut host, count)?);
         let system = |step| move |source| StartError::System { step, source };
         let host_netns =
             Netns::current().map_err(|error| StartError::System { step: "find the node's network namespace", source: io::Error::other(error) })?;
 
-        let mut receivers = Vec::new();
-        for _ in 0..count {
-            let sockets = underlay.iter().map(|address| Receiver::bind(SocketAddr::new(*address, overlay_port), MESSAGES_MAX));
-            receivers.push(sockets.collect::<Result<Vec<_>, _>>()?);
+        let Overlay { receivers, sender } = overlay;
+        if receivers.len() != usize::from(count) {
+            return Err(StartError::Queues { name: "overlay".to_owned(), queues: receivers.len(), workers: count.into() });
         }
-        let sender = Sender::open(&underlay, SENDERS_PER_FAMILY)?;
-        let shared = Arc::new(Shared::new(flows, pods_queues, host_queues, sender));
+        let shared = Arc::new(Shared::new(flows, pods_queues, host_queues, sender, reserve.0));
         let (pods_features, host_features) = (pods.features(), host.features());
         if !(pods_features.tso && host_features.tso) {
             shared.offers.tso.absent();
@@ -179,7 +178,7 @@ impl Runtime {
         // Everything that can fail is done before the first thread starts, but for the threads themselves.
         let mut stations = Vec::new();
         for (index, (reader, receivers)) in readers.into_iter().zip(receivers).enumerate() {
-            let station = Station::new(&shared, WorkerId(index as u16), cpus[index], reader, receivers);
+            let station = Station::new(&shared, WorkerId(index as u16), cpus[index], reader, receivers, spin);
             stations.push(station.map_err(system("make a worker's poll"))?);
         }
         let wishes = Arc::new(Wishes::default());
@@ -389,6 +388,15 @@ impl Runtime {
         let index = usize::from(worker.0);
         self.shared.pods[index].set_attachment(attachment)?;
         self.shared.host[index].set_attachment(attachment)
+    }
+
+    /// Takes the queues of all workers but the first `workers` off both devices: a successor with fewer has no use for them, and what would wait in
+    /// them would be lost. What a worker has read of them goes its way.
+    pub fn leave_queues(&self, workers: u16) {
+        for worker in workers..self.cpus.len() as u16 {
+            // One that stays attached loses what waits in it when the successor detaches it.
+            let _ = self.set_attachment(WorkerId(worker), Attachment::Detached);
+        }
     }
 
     /// Makes a worker panic, to see that it comes back and the others lose nothing.

@@ -9,7 +9,8 @@
 //! control socket that lives in the device's namespace.
 //!
 //! Assumed: a device is used by one process at a time (the holder of the runtime directory's lock). A device that somebody holds
-//! queues of is refused, because a queue without a reader loses packets.
+//! queues of is refused, because a queue without a reader loses packets; unless they were handed over ([`Tun::open_with`]): those are
+//! gone on with, and what waits in them is read.
 //!
 //! Read first: Documentation/networking/tuntap.rst; linux/if_tun.h; drivers/net/tun.c.
 
@@ -24,7 +25,7 @@ use podgate_core::packet::Offload;
 use tun::AbstractDevice;
 
 use crate::link::{self, Link};
-use crate::netns::Netns;
+use crate::netns::{Netns, Question};
 use crate::vnet::{VNET_HEADER_LEN, VnetHeader};
 
 /// The most slices that one [`Queue::write`] takes: two for each of 64 segments, and some.
@@ -178,13 +179,24 @@ impl Tun {
     ///
     /// The interface is left as it is found, down if it is new: bring it up when rules and routes stand.
     pub fn open(name: &str, queues: u16, netns: &Netns) -> Result<Tun, TunError> {
+        Tun::open_with(name, queues, netns, Vec::new())
+    }
+
+    /// The same, with queues that a predecessor left open. Each is looked at: what is not a queue of this device is closed. If there are
+    /// too many, what waits in the last ones is lost.
+    pub fn open_with(name: &str, queues: u16, netns: &Netns, left: Vec<OwnedFd>) -> Result<Tun, TunError> {
         if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(|c: char| c.is_whitespace() || "/%:\0".contains(c)) {
             return Err(TunError::Name(name.to_owned()));
         }
         if !(1..=QUEUES_MAX).contains(&queues) {
             return Err(TunError::QueueCount { name: name.to_owned(), queues });
         }
-        netns.run(|| Tun::open_here(name, queues)).map_err(|source| TunError::Io { name: name.to_owned(), step: "entering its namespace", source })?
+        let left: Vec<(Attachment, OwnedFd)> = left.into_iter().filter_map(|fd| Some((as_queue_of(&fd, name, netns)?, fd))).collect();
+        netns.run(|| Tun::open_here(name, queues, left)).map_err(|source| TunError::Io {
+            name: name.to_owned(),
+            step: "entering its namespace",
+            source,
+        })?
     }
 
     /// Deletes the device `name` in `netns`, whoever holds it. An interface of another kind is not touched.
@@ -231,15 +243,28 @@ impl Tun {
         self.configure("bringing it up", |device| device.enabled(true))
     }
 
-    fn open_here(name: &str, queues: u16) -> Result<Tun, TunError> {
+    fn open_here(name: &str, queues: u16, mut left: Vec<(Attachment, OwnedFd)>) -> Result<Tun, TunError> {
         let shared = Arc::new(Shared { name: name.to_owned(), offloads: AtomicU8::new(0) });
         let found = link::find(name).map_err(shared.failed("looking for it"))?;
         match &found {
             Some(link) if i32::from(link.tun_type) != libc::IFF_TUN || !link.multi_queue => return Err(wrong_kind(name, link)),
-            Some(link) if link.queues > 0 => return Err(TunError::Busy { name: name.to_owned(), queues: link.queues }),
+            Some(link) if link.queues as usize > left.len() => {
+                return Err(TunError::Busy { name: name.to_owned(), queues: link.queues - left.len() as u32 });
+            }
             _ => {}
         }
-        let queues = (0..queues).map(|_| Queue::open_here(&shared)).collect::<Result<Vec<_>, _>>()?;
+        // Those in use first: something may wait in them.
+        left.sort_by_key(|(attachment, _)| *attachment == Attachment::Detached);
+        for (at, (attachment, fd)) in left.iter().enumerate() {
+            // Others may have handles on one that is too many: as long as it is attached, packets are led to it.
+            let wanted = if at < queues.into() { Attachment::Attached } else { Attachment::Detached };
+            if *attachment != wanted {
+                set_attachment(fd.as_raw_fd(), wanted).map_err(shared.failed("attaching or detaching a queue (TUNSETQUEUE)"))?;
+            }
+        }
+        let mut left = left.into_iter();
+        let queues = (0..queues).map(|_| left.next().map_or_else(|| Queue::open_here(&shared), |(_, fd)| Queue::wrap(&shared, fd)));
+        let queues = queues.collect::<Result<Vec<_>, _>>()?;
         let mut tun = Tun { name: name.to_owned(), queues, shared };
         tun.queues[0].agree()?;
         if found.is_none() {
@@ -321,14 +346,7 @@ impl Queue {
 
     /// Attaches the queue to the device or detaches it.
     pub fn set_attachment(&self, attachment: Attachment) -> io::Result<()> {
-        let mut request = request("")?;
-        request.ifr_ifru.ifru_flags = match attachment {
-            Attachment::Attached => libc::IFF_ATTACH_QUEUE,
-            Attachment::Detached => libc::IFF_DETACH_QUEUE,
-        } as libc::c_short;
-        // SAFETY: the descriptor is a queue of a TUN; the kernel reads one ifreq from the pointer.
-        unsafe { ioctl::set_queue(self.as_raw_fd(), &request) }?;
-        Ok(())
+        set_attachment(self.as_raw_fd(), attachment)
     }
 
     /// Which offloads are in use on the device.
@@ -381,6 +399,9 @@ impl Queue {
 
     /// Takes over a queue that another process has opened.
     pub(crate) fn adopt(fd: OwnedFd) -> Result<Queue, TunError> {
+        if !is_the_drivers(&fd) {
+            return Err(unnamed("looking at it")(io::Error::new(io::ErrorKind::InvalidInput, "it is no TUN queue")));
+        }
         let mut known = request("").map_err(unnamed("asking what it is"))?;
         // SAFETY: the kernel writes one ifreq; on a descriptor that is no TUN it refuses.
         unsafe { ioctl::interface(fd.as_raw_fd(), &mut known) }.map_err(|errno| unnamed("asking what it is (TUNGETIFF)")(errno.into()))?;
@@ -501,6 +522,45 @@ const OFFLOAD_TSO: u8 = 0x02 | 0x04 | 0x08;
 /// USO4 and USO6.
 const OFFLOAD_USO: u8 = 0x20 | 0x40;
 
+/// How `fd` is a queue of the device `name` in `netns`, opened as ours are, if it is one.
+fn as_queue_of(fd: &OwnedFd, name: &str, netns: &Netns) -> Option<Attachment> {
+    const OURS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    if !is_the_drivers(fd) {
+        return None;
+    }
+    let mut found = request("").ok()?;
+    // SAFETY: the descriptor is open and the TUN driver's; the kernel writes one ifreq.
+    unsafe { ioctl::interface(fd.as_raw_fd(), &mut found) }.ok()?;
+    // SAFETY: TUNGETIFF has written the flags, and any bits are a value of them.
+    let flags = libc::c_int::from(unsafe { found.ifr_ifru.ifru_flags } as u16);
+    let its_name = found.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0);
+    let fits = flags & (OURS | libc::IFF_TAP) == OURS && its_name.eq(name.bytes());
+    if !fits || Netns::of(fd.as_fd(), Question::Tun).ok()? != *netns {
+        return None;
+    }
+    Some(if flags & libc::IFF_DETACH_QUEUE == 0 { Attachment::Attached } else { Attachment::Detached })
+}
+
+/// Whether a descriptor is a file of TUN's driver: others are not asked, since the numbers of its requests may mean something else to them.
+fn is_the_drivers(fd: &OwnedFd) -> bool {
+    use nix::sys::stat::{fstat, major, minor};
+    fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && (major(stat.st_rdev), minor(stat.st_rdev)) == DRIVER)
+}
+
+/// Character device of `/dev/net/tun` (`TUN_MINOR`, include/linux/miscdevice.h).
+const DRIVER: (u64, u64) = (10, 200);
+
+fn set_attachment(queue: RawFd, attachment: Attachment) -> io::Result<()> {
+    let mut request = request("")?;
+    request.ifr_ifru.ifru_flags = match attachment {
+        Attachment::Attached => libc::IFF_ATTACH_QUEUE,
+        Attachment::Detached => libc::IFF_DETACH_QUEUE,
+    } as libc::c_short;
+    // SAFETY: the descriptor is a queue of a TUN; the kernel reads one ifreq from the pointer.
+    unsafe { ioctl::set_queue(queue, &request) }?;
+    Ok(())
+}
+
 /// What went wrong with a descriptor whose interface is not known.
 fn unnamed(step: &'static str) -> impl Fn(io::Error) -> TunError {
     move |source| TunError::Io { name: "behind a descriptor".to_owned(), step, source }
@@ -534,9 +594,9 @@ mod ioctl {
 
     use libc::{c_int, ifreq};
 
-    nix::ioctl_read_bad!(interface, nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()), ifreq);
     nix::ioctl_readwrite_bad!(set_interface, nix::request_code_write!(b'T', 202, size_of::<c_int>()), ifreq);
     nix::ioctl_write_int!(set_offload, b'T', 208);
+    nix::ioctl_read_bad!(interface, nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()), ifreq);
     nix::ioctl_write_ptr!(set_vnet_header_size, b'T', 216, c_int);
     nix::ioctl_write_ptr_bad!(set_queue, nix::request_code_write!(b'T', 217, size_of::<c_int>()), ifreq);
 }

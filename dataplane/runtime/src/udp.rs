@@ -9,9 +9,12 @@
 //! Datagrams carry DF, and the kernel keeps each path's MTU: a send that exceeds it fails with EMSGSIZE (with `UDP_SEGMENT` EINVAL
 //! or EMSGSIZE, net/ipv4/udp.c `udp_send_skb`), and [`Sender::path_mtu`] tells what to go by.
 //!
-//! Sockets belong to the namespace of the thread that makes them.
+//! Sockets belong to the namespace of the thread that makes them. They hold what arrives while nobody reads them: a gateway that takes over
+//! goes on with its predecessor's ([`Overlay::open`]).
 //!
 //! Read first: udp(7); Documentation/networking/segmentation-offloads.rst; net/ipv4/udp_offload.c.
+
+mod overlay;
 
 use std::io::{self, IoSlice};
 use std::mem::zeroed;
@@ -20,6 +23,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+pub use self::overlay::Overlay;
 use crate::sys::{self, Control, ControlWriter};
 
 /// The most bytes that one receive can bring, joined datagrams included (`GRO_LEGACY_MAX_SIZE`), and so the least that each buffer
@@ -107,9 +111,19 @@ pub enum UdpError {
 impl Receiver {
     /// A socket bound to `address`, together with those of other workers, that takes up to `batch_len_max` messages per call.
     pub fn bind(address: SocketAddr, batch_len_max: usize) -> Result<Receiver, UdpError> {
+        let socket = open(address)?;
+        // Before it is bound: the port is shared by those that say so.
+        socket.set_reuse_port(true).map_err(|source| UdpError::Io { address, step: "sharing the port (SO_REUSEPORT)", source })?;
+        let mut receiver = Receiver::settle(socket, address, batch_len_max)?;
+        bind(&receiver.socket, address)?;
+        receiver.local = receiver.socket.local_addr().ok().and_then(|local| local.as_socket()).unwrap_or(address);
+        Ok(receiver)
+    }
+
+    /// Sets everything that a receiving socket needs, whether or not it had it.
+    fn settle(socket: Socket, address: SocketAddr, batch_len_max: usize) -> Result<Receiver, UdpError> {
         let failed = |step| move |source| UdpError::Io { address, step, source };
-        let socket = open(address, RECEIVE_BUFFER_LEN)?;
-        socket.set_reuse_port(true).map_err(failed("sharing the port (SO_REUSEPORT)"))?;
+        size_buffers(&socket, RECEIVE_BUFFER_LEN).map_err(failed("sizing its buffers"))?;
         if address.is_ipv4() {
             sys::set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)
         } else {
@@ -117,9 +131,7 @@ impl Receiver {
         }
         .map_err(failed("asking for the traffic class"))?;
         sys::set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).map_err(failed("joining datagrams (UDP_GRO, Linux 5.0)"))?;
-        bind(&socket, address)?;
-        let local = socket.local_addr().ok().and_then(|local| local.as_socket()).unwrap_or(address);
-        Ok(Receiver { socket, local, messages: Messages::new(batch_len_max.max(1)), truncated: 0 })
+        Ok(Receiver { socket, local: address, messages: Messages::new(batch_len_max.max(1)), truncated: 0 })
     }
 
     /// Where it is bound, with the port the kernel chose if 0 was asked for.
@@ -183,9 +195,17 @@ impl Received {
 impl Sender {
     /// `count` sockets on each of the underlay addresses given, at most one of each family.
     pub fn open(addresses: &[IpAddr], count: usize) -> Result<Sender, UdpError> {
+        Sender::open_with(addresses, count, Vec::new())
+    }
+
+    /// The same, with sockets that a predecessor left open, each with the address that it has: so flows keep their outer ports, and peers' workers
+    /// their flows.
+    fn open_with(addresses: &[IpAddr], count: usize, mut left: Vec<(Socket, SocketAddr)>) -> Result<Sender, UdpError> {
         let mut sender = Sender { v4: Family::default(), v6: Family::default() };
         for address in addresses {
-            let sockets = (0..count.max(1)).map(|_| send_only(*address)).collect::<Result<_, _>>()?;
+            let mut ours = left.extract_if(.., |(_, local)| local.ip() == *address).map(|(socket, _)| settle_sending(socket, *address));
+            let sockets = (0..count.max(1)).map(|_| ours.next().unwrap_or_else(|| send_only(*address))).collect::<Result<_, _>>()?;
+            drop(ours);
             *sender.family_mut(address.is_ipv4()) = Family { local: Some(*address), sockets };
         }
         Ok(sender)
@@ -360,29 +380,40 @@ impl std::fmt::Debug for Messages {
 /// A socket that can send and never holds a packet: each one that arrives is refused by a filter before it is queued. Errors that
 /// come back are noted in the kernel's routes and reach no socket, since it is connected to nobody and does not ask (`IP_RECVERR`).
 fn send_only(address: IpAddr) -> Result<Socket, UdpError> {
-    let address = SocketAddr::new(address, 0);
-    let failed = |step| move |source| UdpError::Io { address, step, source };
-    let socket = open(address, 0)?;
-    sys::attach_filter(&socket, &sys::REFUSE_ALL).map_err(failed("refusing arrivals (SO_ATTACH_FILTER)"))?;
-    dont_fragment(&socket, address.is_ipv4()).map_err(failed("setting DF (IP_MTU_DISCOVER)"))?;
-    bind(&socket, address)?;
+    let any_port = SocketAddr::new(address, 0);
+    let socket = settle_sending(open(any_port)?, address)?;
+    bind(&socket, any_port)?;
     Ok(socket)
 }
 
-fn open(address: SocketAddr, receive_buffer_len: u32) -> Result<Socket, UdpError> {
+/// Sets everything that a sending socket needs, whether or not it had it.
+fn settle_sending(socket: Socket, address: IpAddr) -> Result<Socket, UdpError> {
+    let address = SocketAddr::new(address, 0);
+    let failed = |step| move |source| UdpError::Io { address, step, source };
+    size_buffers(&socket, 0).map_err(failed("sizing its buffers"))?;
+    sys::attach_filter(&socket, &sys::REFUSE_ALL).map_err(failed("refusing arrivals (SO_ATTACH_FILTER)"))?;
+    dont_fragment(&socket, address.is_ipv4()).map_err(failed("setting DF (IP_MTU_DISCOVER)"))?;
+    Ok(socket)
+}
+
+fn open(address: SocketAddr) -> Result<Socket, UdpError> {
     let failed = |step| move |source| UdpError::Io { address, step, source };
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP)).map_err(failed("opening it"))?;
     if address.is_ipv6() {
         socket.set_only_v6(true).map_err(failed("restricting it to IPv6"))?;
     }
+    Ok(socket)
+}
+
+fn size_buffers(socket: &Socket, receive_buffer_len: u32) -> io::Result<()> {
     // The forced form needs CAP_NET_ADMIN in the namespace's user namespace and goes beyond the sysctls' limits; the other never fails.
     for (force, plain, len) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, receive_buffer_len), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER_LEN)]
     {
-        if sys::set_option(&socket, libc::SOL_SOCKET, force, len).is_err() {
-            sys::set_option(&socket, libc::SOL_SOCKET, plain, len).map_err(failed("sizing its buffers"))?;
+        if sys::set_option(socket, libc::SOL_SOCKET, force, len).is_err() {
+            sys::set_option(socket, libc::SOL_SOCKET, plain, len)?;
         }
     }
-    Ok(socket)
+    Ok(())
 }
 
 fn bind(socket: &Socket, address: SocketAddr) -> Result<(), UdpError> {

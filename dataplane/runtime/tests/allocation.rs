@@ -18,8 +18,9 @@ use podgate_core::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, 
 use podgate_core::verdict::{DropReason, TunId};
 use podgate_runtime::flow_file::FlowFile;
 use podgate_runtime::netns::Netns;
-use podgate_runtime::runtime::{Options, PodTun, Runtime};
+use podgate_runtime::runtime::{Options, PodTun, Reserve, Runtime};
 use podgate_runtime::tun::Tun;
+use podgate_runtime::udp::Overlay;
 
 /// Counts what threads named `worker-…` ask for once it is armed.
 struct Counting;
@@ -89,7 +90,7 @@ fn snapshot(generation: u64, limits: Option<&Arc<Limits>>) -> Arc<Snapshot> {
         services: ServiceTable::default(),
         pods: PodTable::new([
             (addr("10.244.1.2"), Pod { limits: limits.cloned(), ..Pod::new(1400) }),
-            (addr("10.244.1.3"), Pod { tun: Some(TunId(1)), ..Pod::new(1400) }),
+            (addr("10.244.1.3"), Pod { tun: Some(TunId::new(1)), ..Pod::new(1400) }),
         ]),
         routes: Arc::new(PrefixMap::new([(peer_prefix, 0)])),
         // The peer is this node itself, so what is sent to it comes back over the overlay and is dropped there by name.
@@ -128,17 +129,19 @@ fn a_worker_that_has_started_does_not_allocate() {
     own.run(|| ["link set eth0 up", "address add 10.244.1.3/32 dev eth0", "route add default dev eth0"].map(ip)).unwrap();
     let path = std::env::temp_dir().join(format!("podgate-allocation-{}.flows", std::process::id()));
     let (flows, _) = FlowFile::open(&path, 1024).unwrap();
+    let overlay = node.run(|| Overlay::open(&["127.0.0.1".parse().unwrap()], 4790, 1, Vec::new())).unwrap().unwrap();
     let options = Options {
         workers: vec![None],
         pods,
-        pod_tuns: vec![(TunId(1), own_tun)],
+        pod_tuns: vec![(TunId::new(1), own_tun)],
         pods_netns: gateway.try_clone().unwrap(),
         host,
-        underlay: vec!["127.0.0.1".parse().unwrap()],
-        overlay_port: 4790,
+        overlay,
         flows,
         snapshot: snapshot(1, None),
+        spin: std::time::Duration::ZERO,
         status_page: Arc::new(|| String::from("page")),
+        reserve: Reserve::default(),
     };
     let runtime = node.run(|| Runtime::start(options)).unwrap().unwrap();
     let socket = gateway.run(|| UdpSocket::bind("10.244.1.2:0").unwrap()).unwrap();
@@ -190,9 +193,9 @@ fn a_worker_that_has_started_does_not_allocate() {
         wait(before + 4);
         socket.send_to(&[7; 900], "10.244.1.3:7").unwrap();
         wait(before + 5);
-        runtime.plug(TunId(2 + round), PodTun::make("more", 1, &own).unwrap()).unwrap();
+        runtime.plug(TunId::new(2 + round), PodTun::make("more", 1, &own).unwrap()).unwrap();
         runtime.publish_again();
-        runtime.unplug(TunId(2 + round));
+        runtime.unplug(TunId::new(2 + round));
         runtime.publish_again();
         PodTun::remove("more", &own).unwrap();
     }

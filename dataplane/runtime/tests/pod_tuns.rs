@@ -112,9 +112,9 @@ fn a_pod_that_comes_later_is_read_and_one_that_goes_is_closed_while_others_talk(
     one.gateway.run(|| ip("link delete veth1")).unwrap();
     let tun = PodTun::make("eth0", 2, &one.pods[1]).unwrap();
     one.furnish(1);
-    runtime.plug(TunId(1), tun).unwrap();
+    runtime.plug(TunId::new(1), tun).unwrap();
     let again = PodTun::make("eth1", 2, &one.pods[1]).unwrap();
-    assert!(matches!(runtime.plug(TunId(1), again), Err(PodTunError::Taken(TunId(1)))));
+    assert!(matches!(runtime.plug(TunId::new(1), again), Err(PodTunError::Taken(id)) if id == TunId::new(1)));
     runtime.publish(one.snapshot(2, Some(&two)));
     for v4 in [true, false] {
         stream(&one.pods[0], &one.pods[1], one.pod(1, v4), MIB);
@@ -123,7 +123,7 @@ fn a_pod_that_comes_later_is_read_and_one_that_goes_is_closed_while_others_talk(
     // It goes: its queue is closed, so that it can be opened again, by a successor for instance.
     let refused = PodTun::reopen("eth0", 2, &one.pods[1]);
     assert!(refused.is_err(), "its queue is taken");
-    runtime.unplug(TunId(1));
+    runtime.unplug(TunId::new(1));
     runtime.publish(one.snapshot(3, Some(&two)));
     let mut reopened = None;
     wait("its queue is closed", || {
@@ -131,7 +131,7 @@ fn a_pod_that_comes_later_is_read_and_one_that_goes_is_closed_while_others_talk(
         reopened = PodTun::reopen("eth0", 2, &one.pods[1]).ok();
         reopened.is_some()
     });
-    runtime.plug(TunId(7), reopened.unwrap()).unwrap();
+    runtime.plug(TunId::new(7), reopened.unwrap()).unwrap();
     assert_eq!(runtime.pod_tuns().len(), 2);
     runtime.stop();
     reopen(&one.pods[0]);
@@ -168,7 +168,7 @@ fn a_successor_opens_the_queues_again_or_takes_them_over_and_connections_go_on()
             assert_eq!((adopted.name(), adopted.netns().id()), ("eth0", pod.id()));
             adopted
         };
-        let tuns = one.pods.iter().enumerate().map(|(index, pod)| (TunId(index as u32), open(pod))).collect();
+        let tuns = one.pods.iter().enumerate().map(|(index, pod)| (TunId::new(index as u32), open(pod))).collect();
         let successor = one.start_with(Some(&two), tuns).unwrap();
         exchange();
         well(&successor);
@@ -183,7 +183,7 @@ fn an_interface_that_is_deleted_in_the_pod_is_told_of_and_costs_its_worker_no_ti
     one.attach = [Attach::Tun, Attach::Tun];
     let runtime = one.start(Some(&two), |_, _| {}).unwrap();
     assert_eq!(PodTun::remove("eth0", &one.pods[0]).unwrap(), Removed::Removed);
-    let broken = || runtime.pod_tuns().into_iter().find(|tun| tun.id == TunId(0)).unwrap();
+    let broken = || runtime.pod_tuns().into_iter().find(|tun| tun.id == TunId::new(0)).unwrap();
     wait("the worker has noticed", || broken().read_error == libc::EBADFD);
     let workers = threads_in(&one.netns, "worker-");
     let used = cpu_time(&workers);
@@ -236,9 +236,9 @@ fn what_found_a_pods_queue_full_is_counted_and_stays_so_when_the_pod_has_gone() 
     }
     let lost = Tun::losses("eth0", &pod).unwrap().unwrap().queue_full;
     assert!(lost > 0);
-    runtime.plug(TunId(9), tun).unwrap();
+    runtime.plug(TunId::new(9), tun).unwrap();
     assert_eq!(runtime.kernel_drops().unwrap().pods_queue - before, lost);
-    runtime.unplug(TunId(9));
+    runtime.unplug(TunId::new(9));
     runtime.publish(one.snapshot(2, Some(&two)));
     assert_eq!(runtime.kernel_drops().unwrap().pods_queue - before, lost);
 }
@@ -278,5 +278,5 @@ fn a_device_with_a_single_queue_is_no_pods_tun() {
     assert!(PodTun::reopen("none", 2, &one.pods[0]).unwrap_err().to_string().contains("none"));
     let runtime = one.start(None, |_, _| {}).unwrap();
     let narrow = PodTun::make("narrow", 1, &one.pods[0]).unwrap();
-    assert!(matches!(runtime.plug(TunId(3), narrow), Err(PodTunError::Queues { queues: 1, workers: 2 })));
+    assert!(matches!(runtime.plug(TunId::new(3), narrow), Err(PodTunError::Queues { queues: 1, workers: 2 })));
 }

@@ -5,6 +5,10 @@
 use std::path::Path;
 use std::process::Command;
 
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
+use jiff::tz::TimeZone;
+
 use crate::PackageError;
 use crate::archive::{Entry, Tree, ar, gzip};
 use crate::image::put;
@@ -13,8 +17,11 @@ use crate::inputs::{Inputs, output};
 /// Where the configuration is, from the root.
 const CONFIGURATION: &str = "etc/podgate/podgate.yaml";
 
-/// Who answers for the package, where nobody else builds it.
-const MAINTAINER: &str = "The Podgate authors <podgate@localhost>";
+/// Who answers for the package, unless the environment says who builds it (`DEBFULLNAME` and `DEBEMAIL`, as devscripts(1) has them).
+fn maintainer() -> String {
+    let variable = |name: &str, default: &str| std::env::var(name).ok().filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned());
+    format!("{} <{}>", variable("DEBFULLNAME", "The Podgate authors"), variable("DEBEMAIL", "podgate@localhost"))
+}
 
 /// Writes the package into `directory`; what was written, a line each.
 pub(crate) fn write(inputs: &Inputs, directory: &Path) -> Result<Vec<String>, PackageError> {
@@ -43,8 +50,11 @@ fn data(inputs: &Inputs) -> Result<Tree, PackageError> {
     tree.directory("etc/podgate/cluster.d");
     let about = |name: &str| format!("usr/share/doc/podgate/{name}");
     let copyright = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: podgate\n\n\
-                     Files: *\nCopyright: The Podgate authors\nLicense: Apache-2.0\n See /usr/share/common-licenses/Apache-2.0\n";
+                     Files: *\nCopyright: 2026 The Podgate authors\nLicense: Apache-2.0\n See /usr/share/common-licenses/Apache-2.0\n";
     tree.file(&about("copyright"), 0o644, copyright);
+    tree.file(&about("changelog.gz"), 0o644, gzip(changelog(inputs).as_bytes()));
+    tree.file("usr/share/lintian/overrides/podgate", 0o644, inputs.file("deploy/deb/lintian-overrides")?);
+    tree.file("usr/share/man/man8/podgate-cni.8.gz", 0o644, gzip(&inputs.file("deploy/deb/podgate-cni.8")?));
     tree.file(&about("README.md.gz"), 0o644, gzip(&inputs.file("README.md")?));
     tree.file(&about("sbom.cdx.json.gz"), 0o644, gzip(&inputs.sbom));
     let ask = |words: &[&str]| output(Command::new(&inputs.podgate_path).args(words));
@@ -65,14 +75,27 @@ fn data(inputs: &Inputs) -> Result<Tree, PackageError> {
     Ok(tree)
 }
 
+/// One entry: what changed in detail is in the history of the sources (deb-changelog(5)).
+fn changelog(inputs: &Inputs) -> String {
+    let at = Timestamp::from_second(i64::try_from(inputs.time).unwrap_or(0)).unwrap_or_default();
+    let at = rfc2822::to_string(&at.to_zoned(TimeZone::UTC)).unwrap_or_default();
+    format!(
+        "podgate ({version}) unstable; urgency=medium\n\n  * Podgate {version}, as it is built from its sources.\n\n -- {maintainer}  {at}\n",
+        version = inputs.version,
+        maintainer = maintainer()
+    )
+}
+
 fn about(version: &str, architecture: &str, data: &Tree) -> String {
     let bytes: usize = data.entries().map(|(_, entry)| if let Entry::File { bytes, .. } = entry { bytes.len() } else { 0 }).sum();
     format!(
-        "Package: podgate\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: {MAINTAINER}\nInstalled-Size: {kib}\nSection: net\n\
+        "Package: podgate\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: {maintainer}\nInstalled-Size: {kib}\nSection: net\n\
          Priority: optional\nDescription: userspace packet gateway for Kubernetes pods and bare VMs\n \
-         Pod addresses, traffic between pods on one node and between nodes, service VIPs,\n \
-         node ports and masquerade from one process on each node, with no iptables or\n \
-         nftables rule, no eBPF program and no kernel module beyond TUN and veth.\n",
+         Pod addresses, traffic between pods on one node and between nodes, service\n \
+         VIPs, node ports and masquerade from one process on each node, with no\n \
+         iptables or nftables rule, no eBPF program and no kernel module beyond TUN\n \
+         and veth.\n",
+        maintainer = maintainer(),
         kib = bytes.div_ceil(1024)
     )
 }

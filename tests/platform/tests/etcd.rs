@@ -1,10 +1,10 @@
 //! Three bare machines that share a real etcd: how they come and go, what becomes of their blocks of addresses, and what they do without it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use podgate::lab::{ClusterRanges, Lab, LabError, Machine, Node, wait_until};
 use podgate::netlink::Family;
 use podgate_testbed::need::program;
 use podgate_testbed::tool::Running;
-use podgate_testbed::{Bed, Need, Outcome, run};
+use podgate_testbed::{Bed, Need, Outcome, etcd, run};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -111,9 +111,7 @@ impl Cluster {
         if running.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {
             return Ok(());
         }
-        let arguments =
-            ["--listen-client-urls", "http://192.0.2.250:2379,http://127.0.0.1:2379", "--advertise-client-urls", "http://192.0.2.250:2379"];
-        *running = Some(start_etcd(&self.host, &self.directory(), &arguments)?);
+        *running = Some(etcd::start(&self.host, &self.directory(), &["http://192.0.2.250:2379", "http://127.0.0.1:2379"], &[])?);
         drop(running);
         self.wait("an answer of etcd", || Ok(self.etcdctl(&["endpoint", "health"]).err().map(|error| error.to_string())))
     }
@@ -260,18 +258,6 @@ impl Cluster {
             Ok((status["source"]["connected"] != connected).then(|| status["source"].to_string()))
         })?)
     }
-}
-
-/// Starts an etcd on `machine` that keeps its data in `directory`.
-fn start_etcd(machine: &Machine, directory: &Path, arguments: &[&str]) -> Result<Child, Box<dyn std::error::Error>> {
-    fs::create_dir_all(directory)?;
-    let log = File::options().create(true).append(true).open(directory.with_extension("log"))?;
-    let mut command = Command::new(program("etcd").ok_or("no etcd")?);
-    // It refuses to run on a machine of another kind than it is tested on unless told so.
-    command.env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"));
-    command.arg("--data-dir").arg(directory).args(["--listen-peer-urls", "http://127.0.0.1:0"]).args(arguments);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    Ok(machine.run(|| command.spawn())??)
 }
 
 fn join(bed: &Bed) -> Outcome {
@@ -543,20 +529,9 @@ fn secured(bed: &Bed) -> Outcome {
         openssl(&format!("x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 2 -extfile san"))?;
     }
     let file = |name: &str| directory.join(name).display().to_string();
-    let arguments = [
-        "--listen-client-urls",
-        "https://192.0.2.250:2479",
-        "--advertise-client-urls",
-        "https://192.0.2.250:2479",
-        "--cert-file",
-        &file("server.pem"),
-        "--key-file",
-        &file("server.key"),
-        "--trusted-ca-file",
-        &file("ca.pem"),
-        "--client-cert-auth",
-    ];
-    let mut etcd = start_etcd(&cluster.host, &directory.join("data"), &arguments)?;
+    let arguments =
+        ["--cert-file", &file("server.pem"), "--key-file", &file("server.key"), "--trusted-ca-file", &file("ca.pem"), "--client-cert-auth"];
+    let mut etcd = etcd::start(&cluster.host, &directory.join("data"), &["https://192.0.2.250:2479"], &arguments)?;
     let config = |name: &str, further: &str| -> Result<String, std::io::Error> {
         let path = directory.join(name);
         let text = format!(

@@ -11,7 +11,6 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -21,14 +20,14 @@ use podgate::lab::program::bulk::Ticker;
 use podgate::lab::program::client;
 use podgate::lab::{Dual, Lab, LabError, Machine, Node, NodeSettings, wait_until};
 use podgate::netlink::Family;
-use podgate::source::{self, NodeReport};
+use podgate::source::{self, FirstLook, NodeReport};
 use podgate_apiserver::{ApiServer, Rule, Use};
 use podgate_testbed::need::program;
+use podgate_testbed::serving::Serving;
 use podgate_testbed::tool::{Ended, Running};
 use podgate_testbed::{Bed, Need, Outcome, run};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::Value;
-use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
@@ -59,43 +58,11 @@ fn main() -> ExitCode {
     })
 }
 
-/// The server, in a thread of its own, on a machine of the lab.
-struct Serving {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Serving {
-    fn start(server: &ApiServer, machine: &Machine, authority: &Authority) -> Try<Serving> {
-        let address = SocketAddr::new(machine.addresses().of(Family::V4), PORT);
-        // A socket belongs to the namespace that it was made in, whoever uses it.
-        let listener = machine.run(|| TcpListener::bind(address))??;
-        listener.set_nonblocking(true)?;
-        let (stop, stopped) = oneshot::channel::<()>();
-        let (server, acceptor) = (server.clone(), authority.acceptor.clone());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::spawn(move || {
-            // With the runtime every connection ends, in whatever it was about to say.
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).expect("a listener that does not block");
-                tokio::select! {
-                    served = server.serve(Tls { listener, acceptor }) => served.expect("the server serves"),
-                    _ = stopped => {}
-                }
-            });
-        });
-        Ok(Serving { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic of the server's has been printed, and shows in what its clients lack.
-            let _ = thread.join();
-        }
-    }
+/// Serves over TLS on a machine of the lab.
+fn serve(server: &ApiServer, machine: &Machine, authority: &Authority) -> Result<Serving, LabError> {
+    let (server, acceptor) = (server.clone(), authority.acceptor.clone());
+    let address = SocketAddr::new(machine.addresses().of(Family::V4), PORT);
+    Serving::start(machine, address, move |listener| async move { server.serve(Tls { listener, acceptor }).await })
 }
 
 /// `kubectl`, on a machine, as who holds a token.
@@ -176,7 +143,7 @@ fn kubectl_works(bed: &Bed) -> Outcome {
     let lab = Lab::builder(bed.sandbox(), &bed.binary()).named("kubectl").nodes(1).machines()?;
     let (server, outside) = (ApiServer::default(), lab.outside());
     let authority = Authority::new(outside.addresses().of(Family::V4))?;
-    let _serving = Serving::start(&server, outside, &authority)?;
+    let _serving = serve(&server, outside, &authority)?;
     let kubectl = Kubectl::new(outside, lab.directory(), &authority)?;
     assert!(kubectl.ok(&["version"], "")?.contains("podgate-test"));
     let known = kubectl.ok(&["api-resources", "--no-headers"], "")?;
@@ -340,9 +307,9 @@ fn over_tls(bed: &Bed) -> Outcome {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
         let serving = server.clone();
         tokio::spawn(async move { serving.serve(Tls { listener, acceptor }).await });
-        let refused = tokio::time::timeout(Duration::from_secs(2), source::start(&wrong, NodeReport::default())).await;
+        let refused = tokio::time::timeout(Duration::from_secs(2), source::start(&wrong, NodeReport::default(), FirstLook::ForNews)).await;
         assert!(refused.is_err() && server.used().is_empty(), "a server with a stranger's certificate was believed");
-        let started = tokio::time::timeout(Duration::from_secs(10), source::start(&right, NodeReport::default())).await;
+        let started = tokio::time::timeout(Duration::from_secs(10), source::start(&right, NodeReport::default(), FirstLook::ForNews)).await;
         let mut source = started.map_err(|_| "not within 10 s over TLS")?.map_err(|error| error.to_string())?;
         assert!(source.status.borrow().connected);
         // Another token from now on; the old one is nobody's, and every watch has to begin anew.
@@ -472,7 +439,7 @@ fn two_gateways(bed: &Bed) -> Outcome {
     let authority = Authority::new(lab.outside().addresses().of(Family::V4))?;
     let kubectl = Kubectl::new(lab.outside(), lab.directory(), &authority)?;
     let stand = Stand { lab: &lab, server, kubectl };
-    let serving = Serving::start(&stand.server, lab.outside(), &authority)?;
+    let serving = serve(&stand.server, lab.outside(), &authority)?;
     let nodes: String = lab.nodes().iter().map(|node| manifest::node(node.spec())).collect();
     stand.kubectl.ok(&["create", "-f", "-"], &nodes)?;
     let address = SocketAddr::new(lab.outside().addresses().of(Family::V4), PORT);
@@ -519,7 +486,7 @@ fn two_gateways(bed: &Bed) -> Outcome {
     }
     assert!(stand.server.delete("services", "default", "web"));
     stand.server.compact();
-    let serving = Serving::start(&stand.server, lab.outside(), &authority)?;
+    let serving = serve(&stand.server, lab.outside(), &authority)?;
     stand.kubectl.ok(&["apply", "-f", "-"], &manifest::service(&later))?;
     stand.wait("that the source is connected", 60, |node| Ok(stand.status(node)?["source"]["connected"] == true))?;
     stand.wait_for_services(10, &[&far, &later], &["web"])?;

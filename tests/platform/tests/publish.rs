@@ -1,10 +1,9 @@
 //! A bare machine publishes its own services: active checks become conditions of its endpoints, here and on the other nodes.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,8 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podgate::lab::program::client;
 use podgate::lab::{ClusterRanges, Lab, LabError, Machine, NodeSettings, wait_until};
-use podgate_testbed::need::program;
-use podgate_testbed::{Bed, Need, Outcome, run};
+use podgate_testbed::{Bed, Need, Outcome, etcd, run};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -107,7 +105,7 @@ impl Cluster {
     fn start(bed: &Bed, published: &str) -> Result<Cluster, Box<dyn std::error::Error>> {
         let lab = Lab::builder(bed.sandbox(), &bed.binary()).nodes(2).named("publish").machines()?;
         let host = lab.add_machine("etcd", 250)?;
-        let etcd = start_etcd(&host, &lab.directory().join("data"))?;
+        let etcd = etcd::start(&host, &lab.directory().join("data"), &["http://192.0.2.250:2379"], &[])?;
         let cluster = Cluster { lab, etcd };
         let ranges = ClusterRanges { pods: "[10.244.0.0/24, \"fd00:77::/64\"]".into(), services: Lab::ranges().services };
         let source = format!("etcd: {{endpoints: ['http://192.0.2.250:2379'], lease: {}s}}", LEASE.as_secs());
@@ -151,18 +149,6 @@ impl Cluster {
             Ok((slices != wanted).then(|| format!("{slices:?}")))
         })
     }
-}
-
-fn start_etcd(machine: &Machine, directory: &Path) -> Result<Child, Box<dyn std::error::Error>> {
-    fs::create_dir_all(directory)?;
-    let log = File::options().create(true).append(true).open(directory.with_extension("log"))?;
-    let mut command = Command::new(program("etcd").ok_or("no etcd")?);
-    // It refuses to run on a machine of another kind than it is tested on unless told so.
-    command.env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"));
-    command.arg("--data-dir").arg(directory).args(["--listen-peer-urls", "http://127.0.0.1:0"]);
-    command.args(["--listen-client-urls", "http://192.0.2.250:2379", "--advertise-client-urls", "http://192.0.2.250:2379"]);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    Ok(machine.run(|| command.spawn())??)
 }
 
 /// The conditions of the service's endpoints on a node, as `podgate backends` tells them.

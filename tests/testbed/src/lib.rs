@@ -19,8 +19,10 @@
 //! counted by libtest as ignored; with `PODGATE_REQUIRE_LAB=1` in the environment, a missing sandbox is a failure.
 
 pub mod cni;
+pub mod etcd;
 pub mod need;
 pub mod runtime;
+pub mod serving;
 pub mod tool;
 pub mod traces;
 pub mod vm;

@@ -83,13 +83,22 @@ pub enum VmError {
     },
     /// A command could not be run to its end, or failed.
     #[error(transparent)]
-    Tool(#[from] ToolError),
-    /// A namespace in it could not be opened.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
+    Tool(Box<ToolError>),
     /// The machine of the lab could not be entered.
     #[error(transparent)]
-    Lab(#[from] LabError),
+    Lab(Box<LabError>),
+}
+
+impl From<ToolError> for VmError {
+    fn from(error: ToolError) -> VmError {
+        VmError::Tool(Box::new(error))
+    }
+}
+
+impl From<LabError> for VmError {
+    fn from(error: LabError) -> VmError {
+        VmError::Lab(Box::new(error))
+    }
 }
 
 /// A booted machine. It is switched off when this is dropped.
@@ -115,7 +124,11 @@ pub(crate) fn missing(sandbox: &Sandbox) -> Option<String> {
         let thread = scope.spawn(move || -> Result<(), VmError> {
             let failed = failed("a trial");
             unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| failed("unshare the mounts".into(), errno.into()))?;
-            root(&directory, &failed)?;
+            let root = root(&directory, &failed)?;
+            if !root.join(SYSTEMD.trim_start_matches('/')).exists() {
+                // What is mounted below the root is not in an overlay of it.
+                return Err(failed(format!("find {SYSTEMD} on the root's own file system"), io::ErrorKind::NotFound.into()));
+            }
             let cgroup = Cgroup::make("trial", &directory)?;
             cgroup.remove();
             Ok(())
@@ -334,9 +347,18 @@ impl Cgroup {
         // The namespace of the sandbox tells it from other tests'.
         let own = fs::metadata("/proc/self/ns/pid").map_err(|source| failed("read /proc/self/ns/pid".into(), source))?.ino();
         let path = hierarchy.join(format!("{CGROUP}{own}-{name}"));
-        let made = fs::create_dir(&path).and_then(|()| File::open(&path)).map_err(|source| failed(format!("make {}", path.display()), source))?;
-        let lock = Flock::lock(made, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| failed("lock its cgroup".into(), errno.into()))?;
-        Ok(Cgroup { path, hierarchy, _lock: lock })
+        // Another test may sweep it up before it is locked.
+        loop {
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(format!("make {}", path.display()), error)),
+                _ => {}
+            }
+            let Ok(made) = File::open(&path) else { continue };
+            let lock = Flock::lock(made, FlockArg::LockExclusive).map_err(|(_, errno)| failed("lock its cgroup".into(), errno.into()))?;
+            if path.exists() {
+                return Ok(Cgroup { path, hierarchy, _lock: lock });
+            }
+        }
     }
 
     /// Starts systemd on `root`, which becomes the root of the calling thread, in this cgroup, which becomes that of its namespace.

@@ -32,12 +32,28 @@ pub fn bridge(mtu: u32) -> anyhow::Result<Peer> {
 
 /// Two pods whose packets the kernel routes to a TUN and from it to the other pod, as Podgate has it do.
 pub fn reflector(mtu: u32) -> anyhow::Result<Peer> {
+    reflecting(mtu, |gateway| {
+        let mut tun = Tun::open(TUN, 1, gateway)?;
+        // As Podgate's: above every pod's, so that the kernel never has cause to cut or complain.
+        tun.set_mtu(65_535)?;
+        Ok(Reflector::start(tun.queues.pop().context("a TUN with one queue")?)?)
+    })
+}
+
+/// The same with tun-rs at the TUN.
+pub fn tun_rs(mtu: u32) -> anyhow::Result<Peer> {
+    reflecting(mtu, |gateway| {
+        let device = gateway.run(|| tun_rs::DeviceBuilder::new().name(TUN).offload(true).mtu(65_535).build_sync())??;
+        Ok(Reflector::start_tun_rs(device)?)
+    })
+}
+
+const TUN: &str = "reflector";
+
+fn reflecting(mtu: u32, start: impl FnOnce(&Netns) -> anyhow::Result<Reflector>) -> anyhow::Result<Peer> {
     const UP: u32 = 100;
-    const TUN: &str = "reflector";
     let (gateway, netlink) = router()?;
-    let mut tun = Tun::open(TUN, 1, &gateway)?;
-    // As Podgate's: above every pod's, so that the kernel never has cause to cut or complain.
-    tun.set_mtu(65_535)?;
+    let reflector = start(&gateway)?;
     netlink.set_link(TUN, &LinkSettings::new().up())?;
     netlink.add_rule(&RuleSpec::new(Family::V4, 5, RuleAction::Lookup(TABLE_MAIN)).iif(TUN))?;
     netlink.add_route(&RouteSpec::unicast(UP, network(Ipv4Addr::UNSPECIFIED, 0), TUN))?;
@@ -47,8 +63,7 @@ pub fn reflector(mtu: u32) -> anyhow::Result<Peer> {
         Ok(pod)
     };
     let (from, to) = (pod("from", FROM)?, pod("to", TO)?);
-    let queue = tun.queues.pop().context("a TUN with one queue")?;
-    let alive = Alive { _gateway: Some(gateway), _reflector: Some(Reflector::start(queue)?), ..Alive::default() };
+    let alive = Alive { _gateway: Some(gateway), _reflector: Some(reflector), ..Alive::default() };
     Ok(Peer { from: Some(from), to: vec![(to, TO.into())], _alive: alive, ..Peer::default() })
 }
 

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::cache::{Cache, KNOWN_LOOK};
+use super::cache::Cache;
 use super::{NodeReport, Source, SourceError, SourceIssue, SourceStatus, Tenure, unix_now};
 use crate::blocks::{Cut, Endings, Times};
 use crate::config::{Config, EtcdConfig};
@@ -58,8 +58,8 @@ const DOUBT: Duration = Duration::from_secs(1);
 /// How many keys must be known before a list that takes most of them away is doubted.
 const DOUBT_LEN_MIN: usize = 8;
 
-/// Reads etcd and goes on watching it, with this node registered.
-pub(super) async fn start(config: &Config, etcd: &EtcdConfig, report: NodeReport) -> Result<Source, SourceError> {
+/// Reads etcd and goes on watching it, with this node registered. Where something is kept, `look` is how long it waits for an answer.
+pub(super) async fn start(config: &Config, etcd: &EtcdConfig, report: NodeReport, look: Duration) -> Result<Source, SourceError> {
     let client = Client::new(etcd)?;
     let path = || config.state_dir.display().to_string();
     let machine = machine::name(&config.state_dir).map_err(|source| SourceError::Machine { path: path(), source })?;
@@ -102,7 +102,7 @@ pub(super) async fn start(config: &Config, etcd: &EtcdConfig, report: NodeReport
     let task = tokio::spawn(follower.run());
     let (mut contact, mut ready) = (status.clone(), tenure.clone());
     // Connected, and with a block of its own; else the daemon starts with what is known, and follows later.
-    if !known || timeout(KNOWN_LOOK, contact.wait_for(|status| status.connected)).await.is_ok() {
+    if !known || timeout(look, contact.wait_for(|status| status.connected)).await.is_ok() {
         let _ = timeout(FIRST_LOOK, ready.wait_for(|tenure| !tenure.blocks.is_empty())).await;
     }
     Ok(Source { state, status, announcement: None, forwards: watch::Sender::new(false), tenure: Some(tenure), report, task })

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -45,16 +46,22 @@ const QUEUE: usize = 4096;
 /// In the state directory.
 pub(super) const CACHE: &str = "kubernetes.json";
 
-/// Connects as configured, and returns when every kind has been listed; or soon, where something is kept in `state_dir`.
-pub(super) async fn start(server: Option<&str>, kubeconfig: Option<&Path>, node: &str, state_dir: &Path) -> Result<Source, SourceError> {
+/// Connects as configured, and returns when every kind has been listed; where something is kept in `state_dir`, after `look` at the latest.
+pub(super) async fn start(
+    server: Option<&str>,
+    kubeconfig: Option<&Path>,
+    node: &str,
+    state_dir: &Path,
+    look: Duration,
+) -> Result<Source, SourceError> {
     let server = Server::open(server, kubeconfig).await?;
     tracing::info!(server = server.url, "source.kubernetes: waiting for the first lists");
-    follow(server, node, state_dir, Timing::default(), Jitter::new(None)).await
+    follow(server, node, (state_dir, look), Timing::default(), Jitter::new(None)).await
 }
 
 /// Follows the server that `client` leads to, for tests: `node` is this node's name, and `seed` decides what is otherwise left to chance.
 pub async fn start_with(client: Client, node: &str, state_dir: &Path, timing: Timing, seed: u64) -> Result<Source, SourceError> {
-    follow(Server::with(client, "the server"), node, state_dir, timing, Jitter::new(Some(seed))).await
+    follow(Server::with(client, "the server"), node, (state_dir, KNOWN_LOOK), timing, Jitter::new(Some(seed))).await
 }
 
 /// Whether the server serves this node as configured, for `podgate doctor`: its URL, and the `Date` of its answer if it has one. One node is
@@ -74,7 +81,7 @@ pub(crate) async fn reach(server: Option<&str>, kubeconfig: Option<&Path>) -> Re
     }
 }
 
-async fn follow(server: Server, node: &str, state_dir: &Path, timing: Timing, mut jitter: Jitter) -> Result<Source, SourceError> {
+async fn follow(server: Server, node: &str, (state_dir, look): (&Path, Duration), timing: Timing, mut jitter: Jitter) -> Result<Source, SourceError> {
     let server = Arc::new(server);
     let cache = Cache::new(state_dir, CACHE, &server.url);
     let objects = kept::load(&cache);
@@ -127,7 +134,7 @@ async fn follow(server: Server, node: &str, state_dir: &Path, timing: Timing, mu
     let source = Source { state, status, announcement: Some(announcement), forwards, tenure: None, report, task };
     if !complete {
         completed.await.map_err(|_| SourceError::Ended)?;
-    } else if timeout(KNOWN_LOOK, completed).await.is_err() {
+    } else if timeout(look, completed).await.is_err() {
         tracing::warn!(
             objects = known.len(),
             "source.kubernetes: the server has not told everything yet; what it said before this start is in force"

@@ -145,7 +145,7 @@ mod tests {
         ];
         for key in [KEY, [0, 0], [1, 2]].map(Key::new) {
             for (which, make) in makes.iter().enumerate() {
-                let mut counts = [[0u32; PLACES]; 3];
+                let mut counts = vec![[0u32; PLACES]; 3];
                 for n in 0..PLACES as u32 * 16 {
                     let hash = key.hash(&make(n));
                     for (counts, place) in counts.iter_mut().zip([hash.bucket(PLACES), hash.second_bucket(PLACES), hash.tag() as usize % PLACES]) {

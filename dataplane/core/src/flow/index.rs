@@ -188,11 +188,10 @@ impl<'a> Buckets<'a> {
         }
     }
 
-    /// Brings the first bucket of `hash` nearer. The second is looked at by one packet in eight when the index is as full as it gets.
+    /// The line that a lookup of `hash` needs first. The second bucket is looked at by one packet in eight when the index is as full as it gets.
     #[inline]
-    pub fn warm(self, hash: Hash) {
-        // The value does not matter, so Relaxed; `black_box` keeps the load.
-        std::hint::black_box(self.first(hash).tags[0].load(Ordering::Relaxed));
+    pub fn line(self, hash: Hash) -> &'a AtomicU64 {
+        &self.first(hash).tags[0]
     }
 
     /// Empties every place. Only while nobody else uses the table.

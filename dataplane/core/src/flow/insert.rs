@@ -23,9 +23,13 @@ use super::{Direction, Flow, FlowRef, InsertError, NewFlow, Now, Stage};
 use crate::addr::Tuple;
 use crate::verdict::WorkerId;
 
-/// Records that an insertion looks at for a free one. It bounds the cost of a full table (8 KiB of control lines, read in order); at 95 %
-/// occupancy and a random pattern it fails once in 700 times, and then a half-open flow makes room.
+/// Records that an insertion looks at for a free one. It bounds the cost of a full table (8 KiB of control lines); at 95 % occupancy and a random
+/// pattern it fails once in 700 times, and then a half-open flow makes room.
 const CLAIM_SCAN: usize = 128;
+
+/// So many of them in a row; then it goes on elsewhere. Flows that were opened one after the other stand side by side: whoever comes upon a
+/// thousand of them, as a worker does that starts where its predecessor did, would find its whole reach full in a table that is all but empty.
+const CLAIM_RUN: usize = 32;
 
 /// How often `settle` looks again after it aborted a rival. Each look that is not the last has put one of at most 16 rivals out of the race.
 const SETTLE_TRIES: usize = 16;
@@ -95,7 +99,12 @@ impl<'a> FlowTable<'a> {
     /// Step 1: a free record, now claimed by `worker`.
     pub(super) fn claim(&self, new: &NewFlow, worker: WorkerId, cursor: &mut Cursor) -> Option<Insertion<'a>> {
         let mut victim: Option<(u64, FlowRef)> = None;
-        for _ in 0..CLAIM_SCAN.min(self.records.len()) {
+        // Four steps of five eighths go to each quarter of the table once, less its length's remainder.
+        let elsewhere = if self.records.len() > CLAIM_SCAN { self.records.len() / 8 * 5 } else { 0 };
+        for look in 0..CLAIM_SCAN.min(self.records.len()) {
+            if look % CLAIM_RUN == 0 && look > 0 {
+                cursor.next = (cursor.next + elsewhere) % self.records.len();
+            }
             let index = cursor.next;
             cursor.next = (index + 1) % self.records.len();
             // Relaxed: only a guess, the exchange in `claim_at` decides.

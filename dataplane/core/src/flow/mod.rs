@@ -48,7 +48,7 @@ pub use hash::Hash;
 pub use index::{Bucket, RECORDS_MAX};
 pub use insert::Cursor;
 pub use record::Record;
-pub use table::{FlowTable, Hit, Likely, Memory, OwnedFlows, Recovered, Swept, layout};
+pub use table::{Fetch, FlowTable, Hit, Likely, Memory, OwnedFlows, Recovered, Swept, layout, touch};
 
 /// Lifetimes of flows, as nf_conntrack's defaults unless configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -121,7 +121,7 @@ fn a_packet_of_a_known_flow_never_leaves_by_half_of_another_while_its_record_cha
             let flows = flows.clone();
             move || {
                 let table = flows.table();
-                let likely = table.warm_record(&tuple(1), table.hash(&tuple(1)));
+                let likely = table.likely(table.hash(&tuple(1)));
                 table.hit(&tuple(1), likely).map(|hit| (*hit.to(), hit.change()))
             }
         });

@@ -343,21 +343,21 @@ impl Record {
 
     /// What a packet with the tuple `from` needs, if this is its flow, in `direction`, live, and translates. As [`Record::read_live`], but of IPv4 only the
     /// first cache line.
-    #[inline]
+    #[inline(always)]
     pub(super) fn hit(&self, direction: Direction, from: &Tuple) -> Option<Hit> {
         let before = self.ctrl(Ordering::Acquire);
         let load = |word: usize| self.0[word].load(Ordering::Relaxed);
         let meta = Meta(load(META));
         let (here, there) = (direction as usize, 1 - direction as usize);
-        let ports = load(PORTS);
-        let packed = |at: usize| {
-            let (lows, ports) = (load(LOWS + at), (ports >> (32 * at)) as u32);
-            if meta.is_v4() {
-                return Packed::v4(lows, ports);
-            }
-            Packed { lows, ports, highs: [load(HIGHS + 2 * at), load(HIGHS + 2 * at + 1)], middles: load(MIDDLES + at) }
+        let ports = |at: usize| (load(PORTS) >> (32 * at)) as u32;
+        let (arriving, other) = if meta.is_v4() {
+            let packed = |at: usize| Packed::v4(load(LOWS + at), ports(at));
+            (packed(here), packed(there))
+        } else {
+            let highs = |at: usize| [load(HIGHS + 2 * at), load(HIGHS + 2 * at + 1)];
+            let packed = |at: usize| Packed { lows: load(LOWS + at), ports: ports(at), highs: highs(at), middles: load(MIDDLES + at) };
+            (packed(here), packed(there))
         };
-        let (arriving, other) = (packed(here), packed(there));
         let (changes, life) = (load(CHANGES), load(LIFE));
         // Pairs with the Release fence in `write`.
         fence(Ordering::Acquire);
@@ -389,13 +389,12 @@ impl Record {
         self.0[LAST_SEEN].load(Ordering::Relaxed)
     }
 
-    /// Brings the record nearer: its first cache line, and for IPv6 the second.
+    /// Fetches the lines that [`Record::hit`] reads.
     #[inline]
-    pub(super) fn warm(&self, is_v4: bool) {
-        // The values do not matter, so Relaxed; `black_box` keeps the loads.
-        std::hint::black_box(self.0[CTRL].load(Ordering::Relaxed));
+    pub(super) fn warm(&self, is_v4: bool, fetch: impl Fn(&AtomicU64)) {
+        fetch(&self.0[CTRL]);
         if !is_v4 {
-            std::hint::black_box(self.0[HIGHS].load(Ordering::Relaxed));
+            fetch(&self.0[HIGHS]);
         }
     }
 

@@ -21,6 +21,17 @@ pub struct FlowTable<'a> {
     affinity: AffinityTable<'a>,
     loads: Loads<'a>,
     key: Key,
+    fetch: Fetch,
+}
+
+/// Brings the cache line of a word nearer, for whoever needs it soon. A processor has an instruction for that which waits for nothing, and the
+/// language none that is safe: [`touch`] does without it.
+pub type Fetch = fn(&AtomicU64);
+
+/// A [`Fetch`] that reads the word. Where several stand together, their waits overlap.
+pub fn touch(word: &AtomicU64) {
+    // The value does not matter, so Relaxed; `black_box` keeps the load.
+    std::hint::black_box(word.load(Ordering::Relaxed));
 }
 
 /// The memory of a table.
@@ -34,9 +45,11 @@ pub struct Memory<'a> {
     pub affinity: &'a [affinity::Bucket],
     /// The backends' load counters, a power of two or none: then nothing is counted. See [`balance::loads_for`].
     pub loads: &'a [AtomicU64],
+    /// How a line of it is fetched.
+    pub fetch: Fetch,
 }
 
-/// Which record [`FlowTable::warm_record`] took for that of a packet.
+/// Which record [`FlowTable::likely`] took for that of a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Likely(Option<Entry>);
 
@@ -89,10 +102,17 @@ impl<'a> FlowTable<'a> {
     ///
     /// If there is no record, or more than [`RECORDS_MAX`], or a number that is to be a power of two is not.
     pub fn new(key: [u64; 2], memory: Memory<'a>) -> FlowTable<'a> {
-        let Memory { records, buckets, affinity, loads } = memory;
+        let Memory { records, buckets, affinity, loads, fetch } = memory;
         assert!((1..=RECORDS_MAX).contains(&records.len()), "a flow table has 1 to {RECORDS_MAX} records, not {}", records.len());
         assert!(buckets.len().is_power_of_two() && buckets.len() >= 2, "the buckets of a flow table are a power of two, not {}", buckets.len());
-        FlowTable { records, index: Buckets(buckets), affinity: AffinityTable::new(key, affinity), loads: Loads::new(loads), key: Key::new(key) }
+        FlowTable {
+            records,
+            index: Buckets(buckets),
+            affinity: AffinityTable::new(key, affinity),
+            loads: Loads::new(loads),
+            key: Key::new(key),
+            fetch,
+        }
     }
 
     /// Which clients stick to which backends.
@@ -113,25 +133,28 @@ impl<'a> FlowTable<'a> {
         self.key.hash(tuple)
     }
 
-    /// Brings the index entries of `hash` nearer: for a whole batch, before its lookups. See also [`FlowTable::warm_record`].
+    /// Brings the index entries of `hash` nearer: for a whole batch, before its lookups. See also [`FlowTable::likely`].
     #[inline]
     pub fn warm(&self, hash: Hash) {
-        self.index.warm(hash);
+        (self.fetch)(self.index.line(hash));
     }
 
-    /// Brings the record nearer that is likely that of `tuple`, whose hash this is, if there seems to be one: for a whole batch, after `warm`
-    /// and before its lookups.
+    /// Which record is likely that of a tuple with this hash, by one look at the index.
     #[inline]
-    pub fn warm_record(&self, tuple: &Tuple, hash: Hash) -> Likely {
-        let entry = self.index.likely(hash);
-        if let Some(record) = entry.and_then(|entry| self.records.get(entry.record() as usize)) {
-            record.warm(tuple.is_v4());
+    pub fn likely(&self, hash: Hash) -> Likely {
+        Likely(self.index.likely(hash))
+    }
+
+    /// Brings a record nearer that is likely that of `tuple`: for a whole batch, before its lookups.
+    #[inline]
+    pub fn warm_record(&self, tuple: &Tuple, likely: Likely) {
+        if let Some(record) = likely.0.and_then(|entry| self.records.get(entry.record() as usize)) {
+            record.warm(tuple.is_v4(), self.fetch);
         }
-        Likely(entry)
     }
 
-    /// The flow of `tuple`, if it is the one that [`FlowTable::warm_record`] found likely: what a packet of it needs, and no more.
-    #[inline]
+    /// The flow of `tuple`, if it is the one that [`FlowTable::likely`] found: what a packet of it needs, and no more.
+    #[inline(always)]
     pub fn hit(&self, tuple: &Tuple, likely: Likely) -> Option<Hit<'a>> {
         let entry = likely.0?;
         let record = self.records.get(entry.record() as usize)?;
@@ -345,7 +368,12 @@ impl<'a> FlowTable<'a> {
     }
 
     fn flow_at(&self, index: u32) -> Option<(Flow, Words)> {
-        let (version, words) = self.records[index as usize].read_live()?;
+        let record = &self.records[index as usize];
+        // Most records are free: whoever reads the whole table does not want their words. Relaxed: `read_live` looks again.
+        if record.ctrl(Ordering::Relaxed).state() != State::Live {
+            return None;
+        }
+        let (version, words) = record.read_live()?;
         Some((words.flow(index, version, Direction::Original)?, words))
     }
 }
@@ -376,7 +404,7 @@ impl Hit<'_> {
     }
 
     /// [`FlowTable::touch`] of this flow.
-    #[inline]
+    #[inline(always)]
     pub fn touch(&self, now: Now, tcp_flags: Option<u8>) {
         self.record.see(now);
         let life = self.found.life;
@@ -400,6 +428,7 @@ pub struct OwnedFlows {
     affinity: Box<[affinity::Bucket]>,
     loads: Box<[AtomicU64]>,
     key: [u64; 2],
+    fetch: Fetch,
 }
 
 impl OwnedFlows {
@@ -419,12 +448,21 @@ impl OwnedFlows {
             affinity: Box::default(),
             loads: Box::default(),
             key,
+            fetch: touch,
         }
+    }
+
+    /// The same with another way to fetch a line.
+    pub fn fetching_by(self, fetch: Fetch) -> OwnedFlows {
+        OwnedFlows { fetch, ..self }
     }
 
     /// The table.
     pub fn table(&self) -> FlowTable<'_> {
-        FlowTable::new(self.key, Memory { records: &self.records, buckets: &self.buckets, affinity: &self.affinity, loads: &self.loads })
+        FlowTable::new(
+            self.key,
+            Memory { records: &self.records, buckets: &self.buckets, affinity: &self.affinity, loads: &self.loads, fetch: self.fetch },
+        )
     }
 }
 

@@ -18,7 +18,7 @@ use crate::wire::tcp::SYN;
 
 /// Stages 2 to 7 at once for a packet of a known flow that is no fragment, opens nothing and keeps within TTL, MTU and no limit at all.
 /// `None`: it is something else, or something is the matter with it; nothing has happened to it that its way through the stages would not do as well.
-#[inline]
+#[inline(always)]
 pub(super) fn follow_known(env: &Env<'_>, packet: &mut Packet<'_>, parsed: &Parsed, likely: Likely) -> Option<Verdict> {
     let tcp_flags = match parsed.transport_kind {
         Transport::Tcp { flags, .. } if flags & SYN == 0 => Some(flags),

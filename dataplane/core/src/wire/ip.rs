@@ -63,11 +63,19 @@ pub enum Scope {
     Broadcast,
 }
 
+/// First octets of IPv4 addresses that may be something else than unicast: 0, 127, 169, 224 to 239, 255.
+const NOT_PLAIN: [u64; 4] = [1, 1 << 63, 1 << (169 - 128), 0xffff << (224 - 192) | 1 << 63];
+
 impl Scope {
     /// An address's scope. `240.0.0.0/4` counts as unicast: clusters short of addresses use it for pods.
     #[inline]
     pub fn of(addr: Addr) -> Scope {
         if addr.is_v4() {
+            let first = addr.v4_octets()[0];
+            // One look for what nearly every address is.
+            if NOT_PLAIN[usize::from(first >> 6)] >> (first & 63) & 1 == 0 {
+                return Scope::Unicast;
+            }
             match addr.v4_octets() {
                 [0, ..] => Scope::Unspecified,
                 [127, ..] => Scope::Loopback,

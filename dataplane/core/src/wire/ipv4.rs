@@ -100,7 +100,7 @@ pub fn set_addresses(head: &mut [u8], src: Addr, dst: Addr) -> Delta {
 }
 
 /// Writes both addresses, and the header checksum by the change of the sum.
-#[inline]
+#[inline(always)]
 pub fn replace_addresses(head: &mut [u8], src: Addr, dst: Addr, delta: Delta) {
     let header = head.first_chunk_mut::<HEADER_LEN>().expect("a whole IPv4 header");
     header[SRC..DST].copy_from_slice(&src.v4_octets());

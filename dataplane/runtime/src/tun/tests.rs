@@ -130,6 +130,41 @@ fn the_device_outlives_its_process_and_is_attached_to_again_but_not_twice() {
 }
 
 #[test]
+fn queues_that_were_left_open_are_gone_on_with_and_what_waits_in_them_is_read() {
+    let Some((netns, mut tun)) = open_or_skip(1) else { return };
+    up(&mut tun, &netns);
+    let left = |tun: &Tun| tun.queues.iter().map(|queue| queue.as_fd().try_clone_to_owned().unwrap()).collect::<Vec<_>>();
+    let kept = left(&tun);
+    drop(tun);
+    let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
+    socket.send_to(b"while nobody reads", "10.9.0.2:900").unwrap();
+    // What else is given is closed and harms nothing: other files, another device's queue, one of the same name elsewhere.
+    let (other_netns, other) = open_or_skip(1).unwrap();
+    let beside = Tun::open("pg1", 1, &netns).unwrap();
+    let mut given: Vec<OwnedFd> = vec![std::fs::File::open("/dev/null").unwrap().into(), UdpSocket::bind("127.0.0.1:0").unwrap().into()];
+    given.push(OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap().into());
+    given.extend(left(&other));
+    given.extend(left(&beside));
+    given.extend(kept.iter().map(|fd| fd.try_clone().unwrap()));
+    let tun = Tun::open_with("pg0", 2, &netns, given).unwrap();
+    assert!(tun.features().checksum && tun.features().tso);
+    let mut buf = vec![0; 2000];
+    let (len, _) = next(&tun.queues, &mut buf);
+    assert_eq!(&buf[28..len], b"while nobody reads");
+    // One too many is given back, though somebody has a handle on it still.
+    let both = left(&tun);
+    drop(tun);
+    assert!(matches!(Tun::open("pg0", 1, &netns), Err(TunError::Busy { queues: 2, .. })));
+    let copies = both.iter().map(|fd| fd.try_clone().unwrap()).collect();
+    let tun = Tun::open_with("pg0", 1, &netns, copies).unwrap();
+    for port in 1000..1016 {
+        socket.send_to(b"x", ("10.9.0.2", port)).unwrap();
+        next(&tun.queues, &mut buf);
+    }
+    drop((other_netns, other));
+}
+
+#[test]
 fn a_full_queue_is_counted_by_the_kernel_and_its_length_is_ours() {
     let Some((netns, mut tun)) = open_or_skip(1) else { return };
     up(&mut tun, &netns);

@@ -47,15 +47,18 @@ impl Parcel {
 /// The buffers that are free.
 pub(crate) struct Pool(ArrayQueue<Box<[u8]>>);
 
-impl Pool {
-    pub(crate) fn new() -> Pool {
+impl Default for Pool {
+    /// Every buffer is free.
+    fn default() -> Pool {
         let free = ArrayQueue::new(BUFFERS);
         for _ in 0..BUFFERS {
             free.push(vec![0; PACKET_LEN_MAX].into_boxed_slice()).expect("the queue has room for every buffer");
         }
         Pool(free)
     }
+}
 
+impl Pool {
     /// A packet, given in pieces, in a buffer of the pool; `None` if no buffer is free or it is longer than a packet can be.
     pub(crate) fn pack<'a>(&self, pieces: impl Iterator<Item = &'a [u8]>, offload: Offload, origin: Origin) -> Option<Parcel> {
         let mut parcel = Parcel { buffer: self.0.pop()?, len: 0, offload, origin };
@@ -138,7 +141,7 @@ mod tests {
 
     #[test]
     fn buffers_come_back_to_the_pool_whatever_becomes_of_a_parcel() {
-        let pool = Pool::new();
+        let pool = Pool::default();
         let inbox = Inbox::new();
         let send = || inbox.send(&pool, [&b"head"[..], b"tail"].into_iter(), Offload::default(), Origin::OwnStack);
         for _ in 0..INBOX_LEN {

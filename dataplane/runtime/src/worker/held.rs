@@ -335,11 +335,11 @@ mod tests {
             let moved = snapshot(2, &[pod], &[(prefix, 9)]);
             assert_eq!(pods.verdict_by(&moved, packet), Verdict::ToPods);
             assert_eq!(peer.verdict_by(&moved, packet), Verdict::ToPeer(PeerId(9), Network::Cluster), "another number, the same peer");
-            assert_eq!(frame(Verdict::ToPod(TunId(5))).verdict_by(&moved, packet), Verdict::ToPods, "attached anew, by a veth");
+            assert_eq!(frame(Verdict::ToPod(TunId::new(5))).verdict_by(&moved, packet), Verdict::ToPods, "attached anew, by a veth");
             let attached_anew =
-                Snapshot { pods: PodTable::new([(addr(pod), Pod { tun: Some(TunId(6)), ..Pod::new(1500) })]), ..snapshot(2, &[], &[]) };
-            assert_eq!(pods.verdict_by(&attached_anew, packet), Verdict::ToPod(TunId(6)), "attached anew, by a TUN");
-            assert_eq!(frame(Verdict::ToPod(TunId(5))).verdict_by(&gone, packet), Verdict::Drop(DropReason::NoRoutePod));
+                Snapshot { pods: PodTable::new([(addr(pod), Pod { tun: Some(TunId::new(6)), ..Pod::new(1500) })]), ..snapshot(2, &[], &[]) };
+            assert_eq!(pods.verdict_by(&attached_anew, packet), Verdict::ToPod(TunId::new(6)), "attached anew, by a TUN");
+            assert_eq!(frame(Verdict::ToPod(TunId::new(5))).verdict_by(&gone, packet), Verdict::Drop(DropReason::NoRoutePod));
         }
     }
 }

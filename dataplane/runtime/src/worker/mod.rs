@@ -14,6 +14,7 @@ mod held;
 pub mod latency;
 pub(crate) mod rx;
 pub(crate) mod shared;
+mod spin;
 mod tx;
 
 use std::cell::Cell;
@@ -42,6 +43,7 @@ use self::held::Held;
 use self::latency::Latency;
 use self::rx::{Progress, Rx, TAILS_MAX};
 use self::shared::Shared;
+use self::spin::Spin;
 use self::tx::Tx;
 use crate::clock::Instant;
 use crate::netstack::route_own;
@@ -75,6 +77,7 @@ pub(crate) struct Station {
     reader: Reader,
     receivers: Vec<Receiver>,
     desk: Desk,
+    spin: Spin,
 }
 
 /// The inbox's token; sources count from 0, pods' own TUNs from [`desk::FIRST_TOKEN`].
@@ -82,7 +85,14 @@ const WAKER: Token = Token(usize::MAX);
 
 impl Station {
     /// Registers everything that the worker will wait for.
-    pub(crate) fn new(shared: &Shared, id: WorkerId, cpu: Option<usize>, reader: Reader, receivers: Vec<Receiver>) -> io::Result<Station> {
+    pub(crate) fn new(
+        shared: &Shared,
+        id: WorkerId,
+        cpu: Option<usize>,
+        reader: Reader,
+        receivers: Vec<Receiver>,
+        spin: Duration,
+    ) -> io::Result<Station> {
         let poll = Poll::new()?;
         let index = usize::from(id.0);
         let fds: [RawFd; 2] = [shared.pods[index].as_raw_fd(), shared.host[index].as_raw_fd()];
@@ -90,7 +100,7 @@ impl Station {
             poll.registry().register(&mut SourceFd(&fd), Token(token), Interest::READABLE)?;
         }
         shared.inboxes[index].set_waker(Waker::new(poll.registry(), WAKER)?);
-        Ok(Station { id, cpu, poll, reader, receivers, desk: Desk::new() })
+        Ok(Station { id, cpu, poll, reader, receivers, desk: Desk::new(), spin: Spin::new(spin) })
     }
 }
 
@@ -152,6 +162,7 @@ struct Worker<'a> {
     poll: &'a mut Poll,
     receivers: &'a mut [Receiver],
     desk: &'a mut Desk,
+    spin: &'a mut Spin,
     rx: Rx,
     judge: Judge<'a>,
 }
@@ -164,8 +175,8 @@ const RECEIVERS: usize = 2;
 impl<'a> Worker<'a> {
     /// All memory that it will ever use is allocated here.
     fn new(shared: &'a Shared, station: &'a mut Station) -> Worker<'a> {
-        let Station { id, poll, reader, receivers, desk, .. } = station;
-        Worker { shared, id: *id, poll, receivers, desk, rx: Rx::new(), judge: Judge::new(shared, *id, reader) }
+        let Station { id, poll, reader, receivers, desk, spin, .. } = station;
+        Worker { shared, id: *id, poll, receivers, desk, spin, rx: Rx::new(), judge: Judge::new(shared, *id, reader) }
     }
 
     fn run(mut self) {
@@ -181,7 +192,7 @@ impl<'a> Worker<'a> {
         loop {
             let busy = ready.contains(&true) || self.desk.turns() > 0;
             let timeout = if busy { Duration::ZERO } else { self.judge.until_due().map_or(TICK, |due| due.min(TICK)) };
-            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
+            if let Err(error) = self.wait(&mut events, timeout)
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 seat.read_error.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
@@ -199,7 +210,7 @@ impl<'a> Worker<'a> {
                 self.desk.follow(self.judge.session.tables().tuns, self.id, self.poll.registry());
             }
             if self.shared.stop.load(Ordering::Relaxed) {
-                return;
+                return self.finish();
             }
             if seat.crash.swap(false, Ordering::Relaxed) {
                 panic!("worker {index} was told to panic (Runtime::crash_worker)");
@@ -239,6 +250,38 @@ impl<'a> Worker<'a> {
                 }
             }
         }
+    }
+}
+
+impl Worker<'_> {
+    /// Nothing that has been read is left behind: what others handed on is judged, and what was held back goes at once, a little sooner than
+    /// its limit says. What has not been read waits in the kernel for a successor.
+    fn finish(&mut self) {
+        let inbox = &self.shared.inboxes[usize::from(self.id.0)];
+        while self.rx.inbox(inbox, &mut self.judge) == Progress::More {}
+        self.judge.release_due(u64::MAX);
+    }
+
+    /// Waits until a source has something to read, for `timeout` at most: wide awake at first, where that is worth it.
+    fn wait(&mut self, events: &mut Events, timeout: Duration) -> io::Result<()> {
+        if timeout.is_zero() || self.spin.is_off() {
+            return self.poll.poll(events, Some(timeout));
+        }
+        let since = Instant::read();
+        let mut idle_ns = 0;
+        let window_ns = self.spin.window_ns().min(timeout.as_nanos() as u64);
+        let mut came = false;
+        while !came && idle_ns < window_ns {
+            self.poll.poll(events, Some(Duration::ZERO))?;
+            came = !events.is_empty();
+            idle_ns = Instant::read().ns_since(since);
+        }
+        if !came {
+            self.poll.poll(events, Some(timeout))?;
+            idle_ns = Instant::read().ns_since(since);
+        }
+        self.spin.idled(idle_ns);
+        Ok(())
     }
 }
 

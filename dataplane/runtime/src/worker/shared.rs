@@ -68,7 +68,7 @@ pub(crate) struct Seat {
 }
 
 impl Shared {
-    pub(crate) fn new(flows: FlowFile, pods: Vec<Queue>, host: Vec<Queue>, sender: Sender) -> Shared {
+    pub(crate) fn new(flows: FlowFile, pods: Vec<Queue>, host: Vec<Queue>, sender: Sender, pool: Pool) -> Shared {
         let workers = pods.len();
         Shared {
             flows,
@@ -79,7 +79,7 @@ impl Shared {
             inboxes: (0..workers).map(|_| Inbox::new()).collect(),
             seats: (0..workers).map(|_| CachePadded::default()).collect(),
             netstack: Inbox::new(),
-            pool: Pool::new(),
+            pool,
             offers: Offers::default(),
             path_mtus: ArrayQueue::new(PATH_MTUS_LEN),
             masquerade_ports: ArrayQueue::new(MASQUERADE_PORTS_LEN),

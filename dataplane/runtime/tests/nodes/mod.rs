@@ -20,8 +20,9 @@ use podgate_core::snapshot::{Generation, NodeTables, OutsideToPods, Peer, Snapsh
 use podgate_core::verdict::{DropReason, TunId};
 use podgate_runtime::flow_file::FlowFile;
 use podgate_runtime::netns::Netns;
-use podgate_runtime::runtime::{Options, PodTun, Runtime, StartError};
+use podgate_runtime::runtime::{Options, PodTun, Reserve, Runtime};
 use podgate_runtime::tun::Tun;
+use podgate_runtime::udp::Overlay;
 
 pub const MIB: usize = 1 << 20;
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -152,7 +153,7 @@ impl Node {
 
     pub fn snapshot(&self, generation: u64, peer: Option<&Node>) -> Arc<Snapshot> {
         let cluster = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()];
-        let tun = |index: usize| (self.attach[index] == Attach::Tun).then_some(TunId(index as u32));
+        let tun = |index: usize| (self.attach[index] == Attach::Tun).then_some(TunId::new(index as u32));
         let entry = |index: usize| Pod { limits: self.limits[index].clone(), tun: tun(index), ..Pod::new(POD_MTU) };
         let pods = (0..2).flat_map(|index| [true, false].map(|v4| (self.pod(index, v4).into(), entry(index))));
         Arc::new(Snapshot {
@@ -202,7 +203,7 @@ impl Node {
             .map(|(index, pod)| {
                 let tun = PodTun::make("eth0", self.workers, pod).unwrap();
                 self.furnish(index);
-                (TunId(index as u32), tun)
+                (TunId::new(index as u32), tun)
             })
             .collect()
     }
@@ -223,7 +224,7 @@ impl Node {
     }
 
     /// Opens the devices, wires the pods and starts the workers.
-    pub fn start(&self, peer: Option<&Node>, change: impl FnOnce(&mut Tun, &mut Tun)) -> Result<Runtime, StartError> {
+    pub fn start(&self, peer: Option<&Node>, change: impl FnOnce(&mut Tun, &mut Tun)) -> Result<Runtime, Box<dyn std::error::Error>> {
         self.start_on(peer, self.pod_tuns(), |pods, host| {
             change(pods, host);
             self.wire_pods();
@@ -231,11 +232,16 @@ impl Node {
     }
 
     /// The same where the pods are wired already.
-    pub fn start_with(&self, peer: Option<&Node>, pod_tuns: Vec<(TunId, PodTun)>) -> Result<Runtime, StartError> {
+    pub fn start_with(&self, peer: Option<&Node>, pod_tuns: Vec<(TunId, PodTun)>) -> Result<Runtime, Box<dyn std::error::Error>> {
         self.start_on(peer, pod_tuns, |_, _| {})
     }
 
-    fn start_on(&self, peer: Option<&Node>, pod_tuns: Vec<(TunId, PodTun)>, change: impl FnOnce(&mut Tun, &mut Tun)) -> Result<Runtime, StartError> {
+    fn start_on(
+        &self,
+        peer: Option<&Node>,
+        pod_tuns: Vec<(TunId, PodTun)>,
+        change: impl FnOnce(&mut Tun, &mut Tun),
+    ) -> Result<Runtime, Box<dyn std::error::Error>> {
         let mut pods = Tun::open("pods", self.workers, &self.gateway).unwrap();
         let mut host = Tun::open("podgate", self.workers, &self.netns).unwrap();
         for tun in [&mut pods, &mut host] {
@@ -244,6 +250,7 @@ impl Node {
         }
         change(&mut pods, &mut host);
         let (flows, _) = FlowFile::open(&self.flows, 4096).unwrap();
+        let overlay = self.netns.run(|| Overlay::open(&[self.underlay()], 4790, self.workers, Vec::new())).unwrap()?;
         let options = Options {
             // The last one is pinned, to a CPU that every machine has.
             workers: (1..self.workers).map(|_| None).chain([Some(0)]).collect(),
@@ -251,13 +258,14 @@ impl Node {
             pod_tuns,
             pods_netns: self.gateway.try_clone().unwrap(),
             host,
-            underlay: vec![self.underlay()],
-            overlay_port: 4790,
+            overlay,
             flows,
             snapshot: self.snapshot(1, peer),
+            spin: std::time::Duration::ZERO,
             status_page: Arc::new(|| "the gateway is well\n".to_owned()),
+            reserve: Reserve::default(),
         };
-        self.netns.run(|| Runtime::start(options)).unwrap()
+        Ok(self.netns.run(|| Runtime::start(options)).unwrap()?)
     }
 }
 

@@ -27,20 +27,28 @@ pub fn level(bed: &Bed) -> Outcome {
     Ok(())
 }
 
-/// A gateway that waits for its turn says so in JSON, touches nothing, and ends when it is told to.
+/// A gateway that takes over from another says so in JSON; when it ends, the other has the node again.
 pub fn json(bed: &Bed) -> Outcome {
     let node = bed.lab()?.node(1);
     let mut command = Command::new(bed.binary());
     command.args(["run", "--take-over", "--log-format=json", "--config"]).arg(node.config());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = node.machine().run(|| command.spawn())??;
-    let mut lines = BufReader::new(child.stderr.take().ok_or("no stderr")?).lines();
-    let first: Value = serde_json::from_str(&lines.next().ok_or("it says nothing")??)?;
-    assert!(first["level"] == "INFO" && first["timestamp"].is_string(), "{first}");
-    assert!(first["fields"]["message"].as_str().is_some_and(|text| text.contains("waiting for its end")), "{first}");
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM)?;
+    let lines = BufReader::new(child.stderr.take().ok_or("no stderr")?).lines();
+    let mut said = Vec::new();
+    for line in lines {
+        let line: Value = serde_json::from_str(&line?)?;
+        assert!(line["level"] == "INFO" && line["timestamp"].is_string(), "{line}");
+        said.push(line["fields"]["message"].as_str().unwrap_or_default().to_owned());
+        if said.last().is_some_and(|message| message == "readiness") {
+            assert!(!node.podgate_output(&["status"])?.stdout.is_empty());
+            kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM)?;
+        }
+    }
+    assert!(said[0].contains("asking it to hand the node over"), "{said:?}");
+    assert!(said.iter().any(|message| message.contains("took over from the gateway before this one")), "{said:?}");
     let status = child.wait()?;
-    assert!(status.success() && lines.next().is_none(), "{status}");
+    assert!(status.success(), "{status}");
     Ok(node.wait_ready()?)
 }
 

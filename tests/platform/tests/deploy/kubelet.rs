@@ -84,6 +84,11 @@ impl<'a> Kubelet<'a> {
         Ok(fs::read_to_string(path.trim())?)
     }
 
+    /// The process number of its container's process 1, as the node sees it.
+    pub fn pid(&self, name: &str) -> Try<u32> {
+        Ok(self.runtime.podman(&["inspect", "--format", "{{.State.Pid}}", name])?.trim().parse()?)
+    }
+
     /// Whether it runs still.
     pub fn is_running(&self, name: &str) -> Try<bool> {
         Ok(self.runtime.podman(&["inspect", "--format", "{{.State.Running}}", name])?.trim() == "true")

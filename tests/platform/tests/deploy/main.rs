@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         tests.add_if(KUBECTL, "kubectl applies the manifest, a second time without a change, and deletes it", manifest::applied);
         tests.add_if(
             ENGINE,
-            "the image runs as the manifest says on two nodes, and is rolled one node after the other under traffic",
+            "the image runs as the manifest says on two nodes, and is killed and rolled one node after the other under traffic",
             upgrade::rolled,
         );
         tests.add_if(DPKG, "the Debian package is built twice the same, installs, removes and purges into an empty root", package::debian);
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         tests.add_if(VMS, "three VMs on etcd are set up, upgraded and cleared by the commands of their page", documents::three_vms);
         tests.add("the pages name commands and reasons of drops that there are", comfort::pages);
         tests.add("the level of the log is changed while the daemon runs, and a mistyped one is refused", comfort::level);
-        tests.add("a gateway that waits for another's end says so in JSON and ends when it is told to", comfort::json);
+        tests.add("a gateway that takes over from another says so in JSON, and when it ends the other has the node again", comfort::json);
         tests.add_if(PROMETHEUS, "promtool takes the alert rules, and each fires when it should", monitoring::rules);
         tests.add_if(PROMETHEUS, "Prometheus reads the metrics and answers every query of the dashboard", monitoring::prometheus);
     })

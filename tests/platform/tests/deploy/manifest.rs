@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::cluster::{Kubectl, Serving};
+use crate::cluster::{Kubectl, serve};
 use crate::{Try, deploy, workspace};
 
 /// The plain manifest.
@@ -149,7 +149,7 @@ pub fn chart(bed: &Bed) -> Outcome {
 pub fn applied(bed: &Bed) -> Outcome {
     let lab = Lab::builder(bed.sandbox(), &bed.binary()).named("manifest").nodes(1).machines()?;
     let server = ApiServer::default();
-    let _serving = Serving::start(&server, lab.outside())?;
+    let _serving = serve(&server, lab.outside())?;
     let kubectl = Kubectl::new(lab.outside(), lab.directory())?;
     for file in [MANIFEST, CLEANUP] {
         let path = workspace("deploy").join(file).display().to_string();

@@ -1,4 +1,5 @@
-//! The image, run as the manifest says: two nodes, pods that come by CNI, services; then a roll-out under traffic, and the clean-up.
+//! The image, run as the manifest says: two nodes, pods that come by CNI, services; then, under traffic, gateways that are killed and a roll-out, and
+//! the clean-up.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -9,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use podgate::lab::manifest::{self as objects, EndpointSpec, SERVICE_PORT, ServiceSpec, TrafficPolicy};
 use podgate::lab::program::client;
 use podgate::lab::{Dual, Lab, LabError, Machine, Node, wait_until};
@@ -20,7 +23,7 @@ use podgate_testbed::traces::Host;
 use podgate_testbed::{Bed, Outcome};
 use serde_json::Value;
 
-use crate::cluster::{Kubectl, Serving, address};
+use crate::cluster::{Kubectl, address, serve};
 use crate::kubelet::Kubelet;
 use crate::manifest::MANIFEST;
 use crate::{Try, deploy, workspace};
@@ -69,7 +72,7 @@ pub fn rolled(bed: &Bed) -> Outcome {
     let lab = Lab::builder(bed.sandbox(), &bed.binary()).named("image").nodes(2).machines()?;
     let package = pack("image", &lab.directory().join("package"))?;
     let server = ApiServer::default();
-    let _serving = Serving::start(&server, lab.outside())?;
+    let _serving = serve(&server, lab.outside())?;
     let kubectl = Kubectl::new(lab.outside(), lab.directory())?;
     kubectl.ok(&["apply", "-f", "-"], &edited(address(lab.outside()))?)?;
     kubectl.ok(&["create", "-f", "-"], &lab.nodes().iter().map(|node| objects::node(node.spec())).collect::<String>())?;
@@ -133,28 +136,32 @@ pub fn rolled(bed: &Bed) -> Outcome {
         ("outside to node-2's port", lab.outside(), node_port(lab.node(2))),
         ("node-1 to the VIP", lab.node(1).machine(), vip),
     ];
-    let (mut requests, mut failed) = (0, 0);
+    let (mut requests, mut failed, mut longest) = (0, 0, Duration::ZERO);
     std::thread::scope(|scope| -> Outcome {
         let stop = &stop;
         let clients: Vec<_> = ways.iter().map(|(name, from, to)| (*name, scope.spawn(move || from.run(|| ask(*to, stop))))).collect();
         let (from, to) = (pods[0].machine(), pods[1].machine().addresses().server(Family::V4));
         let connection: ScopedJoinHandle<'_, _> = scope.spawn(move || from.run(|| talk(to, stop)));
-        let rolled = lab.nodes().iter().zip(&kubelets).try_for_each(|(node, kubelet)| roll(node, kubelet, set));
+        let rolled = lab.nodes().iter().zip(&kubelets).try_for_each(|(node, kubelet)| {
+            crash(node, kubelet)?;
+            roll(node, kubelet, set)
+        });
         stop.store(true, Ordering::Relaxed);
         for (name, client) in clients {
             let Tally { asked, unanswered, slowest } = client.join().map_err(|_| "a client panicked")??;
             eprintln!("    {name}: {asked} requests, {} failed, the slowest took {} ms", unanswered.len(), slowest.as_millis());
             unanswered.iter().for_each(|why| eprintln!("      {why}"));
-            (requests, failed) = (requests + asked, failed + unanswered.len());
+            (requests, failed, longest) = (requests + asked, failed + unanswered.len(), longest.max(slowest));
         }
         rolled?;
         let gap = connection.join().map_err(|_| "the connection's client panicked")???;
         eprintln!("    one connection between nodes lived through both, with a pause of {} ms", gap.as_millis());
         Ok(())
     })?;
-    eprintln!("    rolled two nodes: {failed} of {requests} requests failed");
+    eprintln!("    killed and rolled two nodes: {failed} of {requests} requests failed, the longest took {} ms", longest.as_millis());
     assert!(requests > 100, "too few to tell");
     assert_eq!(failed, 0);
+    assert!(longest < Duration::from_millis(950), "a SYN was lost, and sent again after a second");
     let used = server.used();
     let allowed: std::collections::BTreeSet<_> = Rule::of_manifest(&deploy(MANIFEST)?)?.iter().flat_map(Rule::uses).collect();
     assert_eq!(used, allowed, "what the gateways made use of is not what the manifest allows");
@@ -185,19 +192,49 @@ pub fn rolled(bed: &Bed) -> Outcome {
     Ok(())
 }
 
-/// A new pod beside the old one; when the node is healthy by its probes, which the old one answers, the old one ends.
-fn roll(node: &Node, kubelet: &Kubelet<'_>, set: &Value) -> Outcome {
-    kubelet.run(set, "second")?;
+/// The gateway is killed in its container, whose process 1 starts the next one: with what the API server said before, since packets wait.
+fn crash(node: &Node, kubelet: &Kubelet<'_>) -> Outcome {
+    let supervisor = kubelet.pid("first")?;
+    let children = || fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap_or_default();
+    let gateway = children().split_whitespace().next().ok_or("the supervisor has no gateway")?.parse()?;
+    let began = kubelet.logs("first")?.matches("readiness ready=true").count();
+    let start = Instant::now();
+    kill(Pid::from_raw(gateway), Signal::SIGKILL)?;
     wait_until(
         PATIENCE,
-        || format!("the second gateway of {} to wait", node.name()),
+        || format!("the next gateway of {}", node.name()),
         || {
-            let said = kubelet
-                .logs("second")
-                .map_err(|error| LabError::Program { what: "its log".into(), source: std::io::Error::other(error.to_string()) })?;
-            Ok((!said.contains("waiting for its end")).then_some(said))
+            let said = kubelet.logs("first").unwrap_or_default();
+            Ok((said.matches("readiness ready=true").count() <= began).then_some(said))
         },
     )?;
+    assert!(kubelet.pid("first")? == supervisor && children().split_whitespace().next() != Some(&gateway.to_string()));
+    eprintln!("    {}: the next gateway was ready {} ms after the first was killed", node.name(), start.elapsed().as_millis());
+    Ok(())
+}
+
+/// A new pod beside the old one, which hands the node over; when the node is healthy by its probes, the old one ends.
+fn roll(node: &Node, kubelet: &Kubelet<'_>, set: &Value) -> Outcome {
+    let start = Instant::now();
+    kubelet.run(set, "second")?;
+    wait_until(
+        Duration::from_secs(20),
+        || format!("the first gateway of {} to hand the node over", node.name()),
+        || {
+            let failed =
+                |error: Box<dyn std::error::Error>| LabError::Program { what: "its log".into(), source: std::io::Error::other(error.to_string()) };
+            let said = kubelet.logs("first").map_err(failed)?;
+            Ok((!said.contains("handed the node over")).then(|| format!("{said}\n{}", kubelet.logs("second").unwrap_or_default())))
+        },
+    )?;
+    ready(node, kubelet, "second")?;
+    let paused = kubelet.logs("second")?;
+    let paused = paused.lines().find_map(|line| line.split_once("pause_us=")).ok_or("no word of the pause")?.1.trim().to_owned();
+    eprintln!(
+        "    {}: the second gateway was ready {} ms after its start; the workers stood still for {paused} us",
+        node.name(),
+        start.elapsed().as_millis()
+    );
     let probe = set["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"].clone();
     let at = SocketAddr::new(probe["host"].as_str().ok_or("no host")?.parse()?, probe["port"].as_u64().ok_or("no port")? as u16);
     let path = probe["path"].as_str().ok_or("no path")?.to_owned();
@@ -209,11 +246,8 @@ fn roll(node: &Node, kubelet: &Kubelet<'_>, set: &Value) -> Outcome {
         Ok(answer)
     })??;
     assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let start = Instant::now();
     kubelet.end("first")?;
-    ready(node, kubelet, "second")?;
-    eprintln!("    {}: the second gateway was ready {} ms after the first was told to end", node.name(), start.elapsed().as_millis());
-    Ok(())
+    ready(node, kubelet, "second")
 }
 
 fn conflist(kubelet: &Kubelet<'_>) -> PathBuf {

@@ -1,52 +1,18 @@
 //! Where the cluster's objects come from: a directory, an API server, an etcd.
 
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Command, Stdio};
-use std::thread::JoinHandle;
+use std::net::SocketAddr;
 
 use axum::http::HeaderMap;
 use axum::routing::get;
 use podgate::netlink::Family;
 use podgate_apiserver::{ApiServer, Faults};
-use podgate_testbed::need::program;
+use podgate_testbed::etcd;
+use podgate_testbed::serving::Serving;
 use serde_json::json;
-use tokio::sync::oneshot;
 
 use crate::{Fault, Try, Undo, Ward};
 
 const PORT: u16 = 6443;
-
-/// What serves on a machine of the lab, in a thread of its own, until it is dropped.
-struct Serving(Option<(oneshot::Sender<()>, JoinHandle<()>)>);
-
-impl Serving {
-    fn start<S: Future + 'static>(ward: &Ward<'_>, serve: impl FnOnce(tokio::net::TcpListener) -> S + Send + 'static) -> Try<Serving> {
-        let address = address(ward);
-        let listener = ward.node.machine().run(|| TcpListener::bind(address))??;
-        listener.set_nonblocking(true)?;
-        let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::spawn(move || {
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).expect("a listener that does not block");
-                tokio::select! {
-                    _ = serve(listener) => {}
-                    _ = stopped => {}
-                }
-            });
-        });
-        Ok(Serving(Some((stop, thread))))
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        if let Some((stop, thread)) = self.0.take() {
-            drop(stop);
-            let _ = thread.join();
-        }
-    }
-}
 
 fn address(ward: &Ward<'_>) -> SocketAddr {
     SocketAddr::new(ward.node.machine().address(Family::V4), PORT)
@@ -66,7 +32,7 @@ fn api_server<'a>(ward: &'a Ward<'a>, token: &str) -> Try<Undo<'a>> {
     server.allow("good", None);
     // It may be known, and may do nothing.
     server.allow("weak", Some(Vec::new()));
-    let serving = Serving::start(ward, move |listener| async move { server.serve(listener).await })?;
+    let serving = Serving::start(ward.node.machine(), address(ward), move |listener| async move { server.serve(listener).await })?;
     let kubeconfig = ward.node.config().with_file_name("kubeconfig");
     let text = format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: \"http://{}\"}}}}]\n\
@@ -89,7 +55,7 @@ fn late<'a>(ward: &'a Ward<'a>) -> Try<Undo<'a>> {
         (headers, json!({"kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": []}).to_string())
     };
     let router = axum::Router::new().route("/api/v1/nodes", get(answer));
-    let serving = Serving::start(ward, move |listener| async move { axum::serve(listener, router).await })?;
+    let serving = Serving::start(ward.node.machine(), address(ward), move |listener| async move { axum::serve(listener, router).await })?;
     let undo = source(ward, &format!("kubernetes: {{server: \"http://{}\"}}", address(ward)))?;
     Ok(Box::new(move || {
         drop(serving);
@@ -108,12 +74,7 @@ fn strangers<'a>(ward: &'a Ward<'a>) -> Try<Undo<'a>> {
 /// An etcd that serves this node, of which the doctor finds nothing to say, and is then killed.
 fn killed_etcd<'a>(ward: &'a Ward<'a>) -> Try<Undo<'a>> {
     let url = "http://192.0.2.1:2379";
-    let mut command = Command::new(program("etcd").ok_or("no etcd")?);
-    // It refuses to run on a machine of another kind than it is tested on unless told so.
-    command.env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"));
-    command.arg("--data-dir").arg(ward.node.config().with_file_name("etcd")).args(["--listen-peer-urls", "http://127.0.0.1:0"]);
-    command.args(["--listen-client-urls", url, "--advertise-client-urls", url]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut etcd = ward.node.machine().run(|| command.spawn())??;
+    let mut etcd = etcd::start(ward.node.machine(), &ward.node.config().with_file_name("etcd"), &[url], &[])?;
     let undo = source(ward, &format!("etcd: {{endpoints: [\"{url}\"]}}"));
     let fine = undo.as_ref().map_err(ToString::to_string).and_then(|_| ward.all_fine().map_err(|error| error.to_string()));
     etcd.kill()?;

@@ -4,9 +4,9 @@ use super::*;
 use crate::verdict::TunId;
 
 /// Of pod .10.
-pub(super) const FIRST: TunId = TunId(7);
+pub(super) const FIRST: TunId = TunId::new(7);
 /// Of pod .11.
-const SECOND: TunId = TunId(8);
+const SECOND: TunId = TunId::new(8);
 
 /// The usual world, in which these pods have TUNs and the others veths.
 pub(super) fn world(tuns: &[(&str, TunId)]) -> World {
