@@ -246,6 +246,8 @@ pub struct Pods {
     entries: Vec<Entry>,
     /// What was asked for those that wait for their addresses. A successor undoes them instead.
     waiting: Vec<AttachSpec>,
+    /// How many queues a pod's TUN has: one for each worker.
+    workers: u16,
     /// The namespaces of pods in mode tun, as far as they are at hand, by the attachment's name.
     namespaces: BTreeMap<String, Netns>,
     /// TUNs that were opened and that nobody has taken into use yet.
@@ -257,7 +259,7 @@ pub struct Pods {
 impl Pods {
     /// Finds the pods that an earlier run attached in this boot. What was half done is undone, and so is what hangs in the
     /// gateway's namespace without being recorded. Pods whose namespace is gone stay in [`Pods::lost`] until they are detached.
-    pub fn open(gateway: GatewayNs, runtime_dir: &Path, state_dir: &Path) -> Result<Pods, PodError> {
+    pub fn open(gateway: GatewayNs, runtime_dir: &Path, state_dir: &Path, workers: u16) -> Result<Pods, PodError> {
         let (directory, boot_id) = (state_dir.join(DIRECTORY), boot_id());
         let entries = read_records(&directory, &boot_id)?;
         let netlink = Netlink::open(gateway.netns()).map_err(of("the gateway's namespace"))?;
@@ -265,8 +267,21 @@ impl Pods {
         let counter = runtime_dir.join(COUNTER_FILE);
         let (waiting, opened) = (Vec::new(), Vec::new());
         let (namespaces, closed) = (BTreeMap::new(), BTreeMap::new());
-        let mut pods =
-            Pods { gateway, netlink, directory, boot_id, counter, veths_are_hosts, last_number: None, entries, waiting, namespaces, opened, closed };
+        let mut pods = Pods {
+            gateway,
+            netlink,
+            directory,
+            boot_id,
+            counter,
+            veths_are_hosts,
+            last_number: None,
+            entries,
+            waiting,
+            workers,
+            namespaces,
+            opened,
+            closed,
+        };
         let unfinished: Vec<String> = pods.entries.iter().filter(|entry| entry.stage == Stage::Attaching).map(|entry| entry.pod.id.clone()).collect();
         for id in unfinished {
             pods.detach(&id, None)?;

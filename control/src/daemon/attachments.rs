@@ -12,7 +12,7 @@ use podgate_cni::result::{self, Interface, Ip, Route};
 use podgate_cni::{Attachment, Response};
 use podgate_core::addr::Addr;
 use podgate_runtime::netns::{Netns, NetnsError};
-use podgate_runtime::pod_tun::PODS_PER_WORKER_MAX;
+use podgate_runtime::pod_tun::{PODS_MAX, PodTunError};
 use serde_json::{Value, json};
 
 use super::Daemon;
@@ -250,11 +250,8 @@ impl Daemon {
         if mode == AttachMode::Tun && mac.is_some() {
             return Err(invalid("mac: an interface in mode tun has no Ethernet address; leave it out, or attach with mode veth".into()));
         }
-        let room = self.cpus.len() * PODS_PER_WORKER_MAX;
-        if mode == AttachMode::Tun && inner.pods.list().filter(|pod| pod.mode == AttachMode::Tun).count() >= room {
-            let message =
-                format!("{room} pods in mode tun are as many as this node's workers read; attach with mode veth, or configure more workers");
-            return Err(error(FAILED, message));
+        if mode == AttachMode::Tun && inner.pods.list().filter(|pod| pod.mode == AttachMode::Tun).count() >= PODS_MAX {
+            return Err(error(FAILED, PodTunError::Full.to_string()));
         }
         if mode == AttachMode::Tun && request.addresses == Addresses::Later {
             return Err(invalid("ipam dhcp needs an interface that broadcasts, which one in mode tun does not; attach with mode veth".into()));

@@ -201,7 +201,7 @@ async fn run_here(config: Config, start: Rc<Start>, stop: &mut Stop) -> anyhow::
         tracing::warn!(%error, "what is to outlive this process is not kept");
     }
 
-    let mut pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir).map_err(|error| {
+    let mut pods = Pods::open(gateway, &config.runtime_dir, &config.state_dir, cpus.len() as u16).map_err(|error| {
         let remedy = "restore it, or run `podgate cleanup` and attach the pods again";
         anyhow::anyhow!("what is attached to this node is not known: {error}; {remedy}")
     })?;

@@ -4,7 +4,7 @@
 //! asked for them: a TUN has no neighbours to find, but with a default route without a next hop IPv6 would make an entry for every destination
 //! in the neighbour table that the whole machine shares (`ip6_finish_output2` in net/ipv6/ip6_output.c).
 //!
-//! The device is persistent: when the daemon ends, it stays without a carrier, and its successor opens the queue again ([`Pods::open_tuns`]),
+//! The device is persistent: when the daemon ends, it stays without a carrier, and its successor opens its queues again ([`Pods::open_tuns`]),
 //! by the path of the namespace that the runtime named, or takes it over from whoever kept the descriptor ([`Pods::adopt`]). An open queue
 //! keeps the namespace, so that one which everybody else has left is there until it is detached: [`Pods::lost`] finds such a pod by its path.
 
@@ -26,7 +26,7 @@ impl Pods {
     /// The TUN, with addresses and routes, up.
     pub(super) fn make_tun(&mut self, pod_ns: &Netns, pod_netlink: &Netlink, spec: &AttachSpec, mut pod: Attached) -> Result<Attached, PodError> {
         let error = of(&spec.id);
-        let tun = PodTun::make(&spec.ifname, pod_ns).map_err(|source| PodError::Tun { id: spec.id.clone(), source })?;
+        let tun = PodTun::make(&spec.ifname, self.workers, pod_ns).map_err(|source| PodError::Tun { id: spec.id.clone(), source })?;
         let settings = LinkSettings::new().mtu(spec.mtu).gso_max_size(spec.gso_max_size).addr_gen_mode(AddrGenMode::None);
         pod_netlink.set_link(&spec.ifname, &settings).map_err(&error)?;
         prepare_pod(pod_ns, pod_netlink, spec)?;
@@ -56,7 +56,7 @@ impl Pods {
 
     /// Takes over the queue of a pod's TUN from whoever kept it. That of no pod on record is closed.
     pub fn adopt(&mut self, fd: OwnedFd) -> Result<(), TunError> {
-        let tun = PodTun::adopt(fd)?;
+        let tun = PodTun::adopt(fd, self.workers)?;
         let key = (tun.netns().id().dev, tun.netns().id().ino);
         let is_it = |pod: &&Attached| pod.mode == AttachMode::Tun && pod.netns == key && pod.ifname == tun.name();
         let Some(pod) = self.list().find(is_it).cloned() else { return Ok(()) };
@@ -112,7 +112,7 @@ impl Pods {
 
     fn open_tun(&mut self, pod: &Attached) -> Result<(), PodError> {
         let netns = self.namespace_of(pod)?;
-        let tun = PodTun::reopen(&pod.ifname, &netns).map_err(|source| PodError::Tun { id: pod.id.clone(), source })?;
+        let tun = PodTun::reopen(&pod.ifname, self.workers, &netns).map_err(|source| PodError::Tun { id: pod.id.clone(), source })?;
         self.namespaces.insert(pod.veth.clone(), netns);
         self.opened.extend(pod.tun().map(|id| (id, tun)));
         Ok(())

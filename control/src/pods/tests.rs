@@ -18,7 +18,7 @@ impl Site {
     fn new(name: &str) -> Option<Site> {
         let directory = std::env::temp_dir().join(format!("podgate-pods-{name}-{}", std::process::id()));
         let gateway = gateway_ns::prepare(&directory.join("run")).inspect_err(|error| eprintln!("skipped: {error}")).ok()?;
-        let pods = Pods::open(gateway, &directory.join("run"), &directory.join("state")).unwrap();
+        let pods = Pods::open(gateway, &directory.join("run"), &directory.join("state"), 2).unwrap();
         Some(Site { directory, pods: Some(pods) })
     }
 
@@ -30,7 +30,7 @@ impl Site {
     fn reopen(&mut self) {
         self.pods = None;
         let gateway = GatewayNs::open(&self.directory.join("run")).unwrap();
-        self.pods = Some(Pods::open(gateway, &self.directory.join("run"), &self.directory.join("state")).unwrap());
+        self.pods = Some(Pods::open(gateway, &self.directory.join("run"), &self.directory.join("state"), 2).unwrap());
     }
 
     /// Everything in the gateway's namespace that an attachment could leave behind.
@@ -381,7 +381,7 @@ fn a_successor_opens_tuns_again_by_their_path_takes_them_over_and_names_those_it
     assert_eq!(ids(site.pods().take_opened()), [hidden.tun()]);
     // A stranger's is closed.
     let strange_ns = Netns::anonymous().unwrap();
-    site.pods().adopt(PodTun::make("eth0", &strange_ns).unwrap().keep().unwrap()).unwrap();
+    site.pods().adopt(PodTun::make("eth0", 2, &strange_ns).unwrap().keep().unwrap()).unwrap();
     assert_eq!(ids(site.pods().take_opened()), []);
 
     drop(opened);

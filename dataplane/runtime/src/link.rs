@@ -28,8 +28,14 @@ pub(crate) struct Link {
 
 const NLMSG_HEADER_LEN: usize = 16;
 const IFINFO_LEN: usize = 16;
+const TCMSG_LEN: usize = 20;
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 const NESTED_MASK: u16 = 0x3fff;
+
+/// linux/pkt_sched.h.
+const TC_H_ROOT: u32 = 0xffff_ffff;
+/// linux/rtnetlink.h.
+const TCA_KIND: u16 = 1;
 
 const IFLA_TUN_TYPE: u16 = 3;
 const IFLA_TUN_MULTI_QUEUE: u16 = 7;
@@ -60,6 +66,29 @@ pub(crate) fn set_queue_len(name: &str, packets: u32) -> io::Result<()> {
     ask(libc::RTM_NEWLINK, libc::NLM_F_ACK as u16, name, Some((libc::IFLA_TXQLEN, packets))).map(|_| ())
 }
 
+/// Takes the queueing discipline off the interface `name`, which is down and is never to have another: packets go straight to the driver. By
+/// default a device of 256 queues has as many of 72 KiB (`pfifo_fast_init` in net/sched/sch_generic.c), used or not.
+pub(crate) fn set_noqueue(name: &str) -> io::Result<()> {
+    // linux/rtnetlink.h, struct tcmsg: family and padding, interface, handle, parent, info.
+    const KIND: &[u8; 8] = b"noqueue\0";
+    let len = NLMSG_HEADER_LEN + TCMSG_LEN + ATTRIBUTE_HEADER_LEN + KIND.len();
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    let mut request = Vec::with_capacity(len);
+    request.extend((len as u32).to_ne_bytes());
+    request.extend(libc::RTM_NEWQDISC.to_ne_bytes());
+    request.extend((flags as u16).to_ne_bytes());
+    request.extend([0; 8]); // sequence and port id
+    request.extend([0; 4]);
+    request.extend((nix::net::if_::if_nametoindex(name)? as i32).to_ne_bytes());
+    request.extend(0u32.to_ne_bytes());
+    request.extend(TC_H_ROOT.to_ne_bytes());
+    request.extend(0u32.to_ne_bytes());
+    request.extend(((ATTRIBUTE_HEADER_LEN + KIND.len()) as u16).to_ne_bytes());
+    request.extend(TCA_KIND.to_ne_bytes());
+    request.extend(KIND);
+    exchange(&request).map(|_| ())
+}
+
 /// Sends one request about `name`, with a number to be set if there is one, and returns the payload of its answer.
 fn ask(kind: u16, flags: u16, name: &str, number: Option<(u16, u32)>) -> io::Result<Vec<u8>> {
     let attribute_len = ATTRIBUTE_HEADER_LEN + name.len() + 1;
@@ -80,8 +109,13 @@ fn ask(kind: u16, flags: u16, name: &str, number: Option<(u16, u32)>) -> io::Res
         request.extend(value.to_ne_bytes());
     }
 
+    exchange(&request)
+}
+
+/// Sends one request and returns the payload of its answer.
+fn exchange(request: &[u8]) -> io::Result<Vec<u8>> {
     let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
-    socket.write_all(&request)?;
+    socket.write_all(request)?;
     // An answer about one interface takes one to four KiB, more with many virtual functions, which were not asked for.
     let mut reply = vec![0; 64 * 1024];
     let len = socket.read(&mut reply)?;

@@ -1,4 +1,7 @@
-//! A TUN inside a pod's own namespace (attach mode tun): its one queue is read by one worker and written by all.
+//! A TUN inside a pod's own namespace (attach mode tun), with a queue for each worker.
+//!
+//! As with the TUN of all pods, the kernel learns: what a worker writes leads the reply to the same worker's queue, so that both directions of a
+//! connection settle on one worker, and none has to be woken for the other.
 //!
 //! Nothing of it is in the gateway's namespace: no veth, no rule, no neighbour. What was sent by it came from that pod, since nobody else can
 //! send there; so the descriptor tells who a sender is. The device is persistent: a successor opens its queue again, by the namespace, or
@@ -21,45 +24,49 @@ use podgate_core::verdict::{TunId, WorkerId};
 use crate::netns::{Netns, Question};
 use crate::tun::{Queue, Removed, Tun, TunError, Wanted};
 
-/// Pods that one worker can read: the memory for them is there from its start.
-pub const PODS_PER_WORKER_MAX: usize = 2_048;
+/// Pods that workers can read: the memory for them is there from their start.
+pub const PODS_MAX: usize = 4_096;
 
 /// The TUN of one pod, open.
 #[derive(Debug)]
 pub struct PodTun {
-    queue: Queue,
+    queues: Vec<Queue>,
     netns: Netns,
 }
 
 impl PodTun {
-    /// Makes the interface `name` in the pod's namespace; it is down.
-    pub fn make(name: &str, netns: &Netns) -> Result<PodTun, TunError> {
-        PodTun::open(name, netns, Wanted::New)
+    /// Makes the interface `name` in the pod's namespace, with a queue for each of so many workers; it is down.
+    pub fn make(name: &str, workers: u16, netns: &Netns) -> Result<PodTun, TunError> {
+        PodTun::open(name, workers, netns, Wanted::New)
     }
 
     /// Opens the one that an earlier process made.
-    pub fn reopen(name: &str, netns: &Netns) -> Result<PodTun, TunError> {
-        PodTun::open(name, netns, Wanted::Found)
+    pub fn reopen(name: &str, workers: u16, netns: &Netns) -> Result<PodTun, TunError> {
+        PodTun::open(name, workers, netns, Wanted::Found)
     }
 
-    /// Takes over the descriptor of one that is open: of a predecessor, or of whoever kept it.
-    pub fn adopt(fd: OwnedFd) -> Result<PodTun, TunError> {
+    /// Takes over the descriptor of one that is open, of a predecessor or of whoever kept it, and opens as many more queues as it takes for
+    /// `workers`.
+    pub fn adopt(fd: OwnedFd, workers: u16) -> Result<PodTun, TunError> {
         let queue = Queue::adopt(fd)?;
         let failed =
             |error| TunError::Io { name: queue.name().to_owned(), step: "finding its namespace (SIOCGSKNS)", source: io::Error::other(error) };
         // The namespace that the queue was opened in, which is the device's: TUN answers the sockets' question.
         let netns = Netns::of(queue.as_fd(), Question::Socket).map_err(failed)?;
-        Ok(PodTun { queue, netns })
+        let entered = |source| TunError::Io { name: queue.name().to_owned(), step: "entering its namespace", source };
+        let further = netns.run(|| (1..workers).map(|_| queue.further()).collect::<Result<Vec<_>, _>>()).map_err(entered)??;
+        let queues = std::iter::once(queue).chain(further).collect();
+        Ok(PodTun { queues, netns })
     }
 
-    /// A second descriptor of the same queue, for whoever keeps it for a successor.
+    /// A second descriptor of its first queue, for whoever keeps it for a successor.
     pub fn keep(&self) -> io::Result<OwnedFd> {
-        self.queue.as_fd().try_clone_to_owned()
+        self.queues[0].as_fd().try_clone_to_owned()
     }
 
     /// The interface's name.
     pub fn name(&self) -> &str {
-        self.queue.name()
+        self.queues[0].name()
     }
 
     /// The namespace that it is in.
@@ -72,10 +79,10 @@ impl PodTun {
         Tun::remove(name, netns)
     }
 
-    fn open(name: &str, netns: &Netns, wanted: Wanted) -> Result<PodTun, TunError> {
+    fn open(name: &str, workers: u16, netns: &Netns, wanted: Wanted) -> Result<PodTun, TunError> {
         let failed = |source| TunError::Io { name: name.to_owned(), step: "entering its namespace", source };
-        let queue = netns.run(|| Queue::open_single(name, wanted)).map_err(failed)??;
-        Ok(PodTun { queue, netns: netns.try_clone().map_err(failed)? })
+        let queues = netns.run(|| Queue::open_for_pod(name, workers, wanted)).map_err(failed)??;
+        Ok(PodTun { queues, netns: netns.try_clone().map_err(failed)? })
     }
 }
 
@@ -84,8 +91,7 @@ impl PodTun {
 pub(crate) struct Port {
     pub(crate) id: TunId,
     tun: PodTun,
-    /// The worker that reads it, and its seat there.
-    worker: WorkerId,
+    /// Its seat at every worker's desk.
     seat: usize,
     /// errno of the last read that failed for another reason than that there was nothing; 0 if none did. Relaxed: it stands for itself.
     read_error: AtomicI32,
@@ -94,11 +100,13 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    pub(crate) fn queue(&self) -> &Queue {
-        &self.tun.queue
+    /// The queue that `worker` reads and writes.
+    #[inline]
+    pub(crate) fn queue(&self, worker: WorkerId) -> &Queue {
+        &self.tun.queues[usize::from(worker.0)]
     }
 
-    /// Notes that a read failed. One writer: the worker that reads it.
+    /// Notes that a read failed.
     pub(crate) fn failed(&self, error: &io::Error) {
         self.read_error.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
         self.read_errors.fetch_add(1, Ordering::Relaxed);
@@ -111,8 +119,8 @@ pub(crate) struct PodTuns {
     /// It grows by one with each change; 0 for an empty table.
     version: u64,
     ports: FoldMap<TunId, Arc<Port>>,
-    /// For each worker the ports that it reads, by seat.
-    seats: Vec<Vec<Option<Arc<Port>>>>,
+    /// The same by seat.
+    seats: Vec<Option<Arc<Port>>>,
 }
 
 impl PodTuns {
@@ -128,9 +136,9 @@ impl PodTuns {
         self.version
     }
 
-    /// What `worker` reads, by seat.
-    pub(crate) fn of(&self, worker: WorkerId) -> &[Option<Arc<Port>>] {
-        self.seats.get(usize::from(worker.0)).map_or(&[], Vec::as_slice)
+    /// What each worker reads, by seat.
+    pub(crate) fn seats(&self) -> &[Option<Arc<Port>>] {
+        &self.seats
     }
 }
 
@@ -139,8 +147,6 @@ impl PodTuns {
 pub struct PodTunStatus {
     /// Which.
     pub id: TunId,
-    /// The worker that reads it.
-    pub worker: WorkerId,
     /// errno of the last read that failed for another reason than that there was nothing to read; 0 if none did. EBADFD (77) means that the
     /// interface was deleted.
     pub read_error: i32,
@@ -154,15 +160,24 @@ pub enum PodTunError {
     /// Its number is another's.
     #[error("the number {} is another pod's already", .0.number())]
     Taken(TunId),
-    /// Every worker has as many as it can read.
-    #[error("{0} pods in tun mode are as many as these workers read; attach further ones with mode veth, or configure more workers")]
-    Full(usize),
+    /// Workers have as many as they can read.
+    #[error("{PODS_MAX} pods in mode tun are as many as there can be; attach further ones with mode veth")]
+    Full,
+    /// It has not a queue for each worker.
+    #[error("it has {queues} queues for {workers} workers: open it with one for each")]
+    Queues {
+        /// Its queues.
+        queues: usize,
+        /// The workers.
+        workers: u16,
+    },
 }
 
 /// The control side of [`PodTuns`]: the next publication's.
 #[derive(Debug)]
 pub(crate) struct Patchbay {
     next: Arc<PodTuns>,
+    workers: u16,
     /// Taken out, and perhaps still in a worker's hands.
     leaving: Vec<Arc<Port>>,
     /// Packets that found each queue full, as far as was looked; and those of the TUNs that have gone: a counter never falls.
@@ -172,13 +187,7 @@ pub(crate) struct Patchbay {
 
 impl Patchbay {
     pub(crate) fn new(workers: u16) -> Patchbay {
-        let seats = (0..workers).map(|_| Vec::new()).collect();
-        Patchbay {
-            next: Arc::new(PodTuns { version: 0, ports: FoldMap::default(), seats }),
-            leaving: Vec::new(),
-            queue_full: FoldMap::default(),
-            queue_full_before: 0,
-        }
+        Patchbay { next: Arc::default(), workers, leaving: Vec::new(), queue_full: FoldMap::default(), queue_full_before: 0 }
     }
 
     /// What the next publication is to have.
@@ -186,20 +195,22 @@ impl Patchbay {
         Arc::clone(&self.next)
     }
 
-    /// Takes a TUN into use: by the worker that reads the fewest.
+    /// Takes a TUN into use.
     pub(crate) fn insert(&mut self, id: TunId, tun: PodTun) -> Result<(), PodTunError> {
         if self.next.ports.contains_key(&id) {
             return Err(PodTunError::Taken(id));
         }
-        let count = |seats: &[Option<Arc<Port>>]| seats.iter().flatten().count();
-        let fewest = self.next.seats.iter().enumerate().min_by_key(|(_, seats)| count(seats)).map(|(index, _)| index);
-        let full = || PodTunError::Full(self.next.seats.len() * PODS_PER_WORKER_MAX);
-        let worker = fewest.filter(|index| count(&self.next.seats[*index]) < PODS_PER_WORKER_MAX).ok_or_else(full)?;
+        if tun.queues.len() != usize::from(self.workers) {
+            return Err(PodTunError::Queues { queues: tun.queues.len(), workers: self.workers });
+        }
+        if self.next.ports.len() == PODS_MAX {
+            return Err(PodTunError::Full);
+        }
         let next = Arc::make_mut(&mut self.next);
-        let seats = &mut next.seats[worker];
+        let seats = &mut next.seats;
         let seat = seats.iter().position(Option::is_none).unwrap_or(seats.len());
         let (read_error, read_errors) = (AtomicI32::new(0), AtomicU64::new(0));
-        let port = Arc::new(Port { id, tun, worker: WorkerId(worker as u16), seat, read_error, read_errors });
+        let port = Arc::new(Port { id, tun, seat, read_error, read_errors });
         seats.resize(seats.len().max(seat + 1), None);
         seats[seat] = Some(Arc::clone(&port));
         next.ports.insert(id, port);
@@ -215,7 +226,7 @@ impl Patchbay {
         let next = Arc::make_mut(&mut self.next);
         next.version += 1;
         if let Some(port) = next.ports.remove(&id) {
-            next.seats[usize::from(port.worker.0)][port.seat] = None;
+            next.seats[port.seat] = None;
             self.leaving.push(port);
             self.queue_full_before += self.queue_full.remove(&id).unwrap_or(0);
         }
@@ -231,7 +242,6 @@ impl Patchbay {
     pub(crate) fn status(&self) -> Vec<PodTunStatus> {
         let status = |port: &Arc<Port>| PodTunStatus {
             id: port.id,
-            worker: port.worker,
             read_error: port.read_error.load(Ordering::Relaxed),
             read_errors: port.read_errors.load(Ordering::Relaxed),
         };
@@ -254,8 +264,8 @@ impl Drop for Patchbay {
     /// With the workers gone the queues are closed at once, not when the last replaced table is freed: whoever comes next opens them again.
     fn drop(&mut self) {
         for port in self.next.ports.values().chain(&self.leaving) {
-            if let Err(error) = port.queue().vacate() {
-                eprintln!("the queue of {} stays open: {error}", port.tun.name());
+            for error in port.tun.queues.iter().filter_map(|queue| queue.vacate().err()) {
+                eprintln!("a queue of {} stays open: {error}", port.tun.name());
             }
         }
     }

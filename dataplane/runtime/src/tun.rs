@@ -85,15 +85,6 @@ pub enum Attachment {
     Detached,
 }
 
-/// How many queues a device is made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum QueueCount {
-    /// One, and further ones are refused.
-    One,
-    /// As many as are opened.
-    Many,
-}
-
 /// Whether a device is to be there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
@@ -272,7 +263,7 @@ impl Tun {
             }
         }
         let mut left = left.into_iter();
-        let queues = (0..queues).map(|_| left.next().map_or_else(|| Queue::open_here(&shared, QueueCount::Many), |(_, fd)| Queue::wrap(&shared, fd)));
+        let queues = (0..queues).map(|_| left.next().map_or_else(|| Queue::open_here(&shared), |(_, fd)| Queue::wrap(&shared, fd)));
         let queues = queues.collect::<Result<Vec<_>, _>>()?;
         let mut tun = Tun { name: name.to_owned(), queues, shared };
         tun.queues[0].agree()?;
@@ -384,24 +375,26 @@ impl Queue {
         Ok(())
     }
 
-    /// Opens the only queue of the device `name` in the calling thread's namespace: of the persistent one that an earlier process left, or
-    /// of a new one, which is down.
-    pub(crate) fn open_single(name: &str, wanted: Wanted) -> Result<Queue, TunError> {
+    /// Opens `count` queues of the device `name` in the calling thread's namespace: of the persistent one that an earlier process left, or of a
+    /// new one, which is down.
+    pub(crate) fn open_for_pod(name: &str, count: u16, wanted: Wanted) -> Result<Vec<Queue>, TunError> {
         let shared = Arc::new(Shared { name: name.to_owned(), offloads: AtomicU8::new(0) });
         let found = link::find(name).map_err(shared.failed("looking for it"))?;
         match (&found, wanted) {
-            (Some(link), Wanted::Found) if i32::from(link.tun_type) != libc::IFF_TUN || link.multi_queue => return Err(wrong_kind(name, link)),
+            (Some(link), Wanted::Found) if i32::from(link.tun_type) != libc::IFF_TUN || !link.multi_queue => return Err(wrong_kind(name, link)),
+            (Some(link), Wanted::Found) if link.queues > 0 => return Err(TunError::Busy { name: name.to_owned(), queues: link.queues }),
             (Some(_), Wanted::New) => return Err(shared.failed("making it")(io::Error::from_raw_os_error(libc::EEXIST))),
             (None, Wanted::Found) => return Err(shared.failed("looking for it")(io::Error::from_raw_os_error(libc::ENODEV))),
             _ => {}
         }
-        let mut queue = Queue::open_here(&shared, QueueCount::One)?;
-        queue.agree()?;
+        let mut queues = (0..count.max(1)).map(|_| Queue::open_here(&shared)).collect::<Result<Vec<_>, _>>()?;
+        queues[0].agree()?;
         if found.is_none() {
-            link::set_queue_len(name, QUEUE_LEN).map_err(shared.failed("setting the length of its queue"))?;
+            link::set_queue_len(name, QUEUE_LEN).map_err(shared.failed("setting the length of its queues"))?;
+            link::set_noqueue(name).map_err(shared.failed("taking its queueing discipline away"))?;
         }
-        queue.device.persist().map_err(|error| shared.failed("making it persistent")(error.into()))?;
-        Ok(queue)
+        queues[0].device.persist().map_err(|error| shared.failed("making it persistent")(error.into()))?;
+        Ok(queues)
     }
 
     /// Takes over a queue that another process has opened.
@@ -416,7 +409,7 @@ impl Queue {
         let name = String::from_utf8_lossy(&name).into_owned();
         // SAFETY: TUNGETIFF fills the flags, a plain integer of the union.
         let flags = libc::c_int::from(unsafe { known.ifr_ifru.ifru_flags });
-        let ours = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let ours = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
         if flags & (ours | libc::IFF_TAP) != ours {
             return Err(TunError::WrongKind { name, found: "a TUN that was opened in another way".to_owned() });
         }
@@ -424,6 +417,11 @@ impl Queue {
         let queue = Queue::wrap(&shared, fd)?;
         queue.agree()?;
         Ok(queue)
+    }
+
+    /// Opens another queue of the same device, whose namespace is the calling thread's.
+    pub(crate) fn further(&self) -> Result<Queue, TunError> {
+        Queue::open_here(&self.shared)
     }
 
     /// Closes the queue, whoever still has this value: from now on it is one that says nothing and swallows everything.
@@ -453,7 +451,7 @@ impl Queue {
         Ok(())
     }
 
-    fn open_here(shared: &Arc<Shared>, count: QueueCount) -> Result<Queue, TunError> {
+    fn open_here(shared: &Arc<Shared>) -> Result<Queue, TunError> {
         let name = &shared.name;
         let driver = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/net/tun").map_err(|source| {
             match source.raw_os_error() {
@@ -464,8 +462,7 @@ impl Queue {
         })?;
         let fd = OwnedFd::from(driver);
         let mut request = request(name).map_err(shared.failed("naming it"))?;
-        let several = if count == QueueCount::Many { libc::IFF_MULTI_QUEUE } else { 0 };
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as libc::c_short;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE) as libc::c_short;
         // SAFETY: the descriptor is /dev/net/tun, not attached yet; the kernel reads and writes one ifreq.
         unsafe { ioctl::set_interface(fd.as_raw_fd(), &mut request) }.map_err(|errno| match errno {
             nix::Error::EPERM => TunError::NotPermitted(name.clone()),

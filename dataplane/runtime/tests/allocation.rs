@@ -125,7 +125,7 @@ fn a_worker_that_has_started_does_not_allocate() {
     node.run(|| ip("link set lo up")).unwrap();
     // Another has a TUN of its own.
     let own = Netns::anonymous().unwrap();
-    let own_tun = PodTun::make("eth0", &own).unwrap();
+    let own_tun = PodTun::make("eth0", 1, &own).unwrap();
     own.run(|| ["link set eth0 up", "address add 10.244.1.3/32 dev eth0", "route add default dev eth0"].map(ip)).unwrap();
     let path = std::env::temp_dir().join(format!("podgate-allocation-{}.flows", std::process::id()));
     let (flows, _) = FlowFile::open(&path, 1024).unwrap();
@@ -193,7 +193,7 @@ fn a_worker_that_has_started_does_not_allocate() {
         wait(before + 4);
         socket.send_to(&[7; 900], "10.244.1.3:7").unwrap();
         wait(before + 5);
-        runtime.plug(TunId::new(2 + round), PodTun::make("more", &own).unwrap()).unwrap();
+        runtime.plug(TunId::new(2 + round), PodTun::make("more", 1, &own).unwrap()).unwrap();
         runtime.publish_again();
         runtime.unplug(TunId::new(2 + round));
         runtime.publish_again();

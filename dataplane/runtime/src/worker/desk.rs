@@ -1,7 +1,7 @@
-//! The pods' TUNs that one worker reads: registered with its poll while they are in the published table, and read in turn.
+//! A worker's queues of the pods' TUNs: registered with its poll while they are in the published table, and read in turn.
 //!
-//! The table says who reads what ([`PodTuns::of`]); a worker follows it when it is woken, which each publication does. All memory is there
-//! from its start. What it lets go of is closed by the control side, which keeps a reference for as long as it takes.
+//! A worker follows the table ([`PodTuns::seats`]) when it is woken, which each publication does. All memory is there from its start. What it
+//! lets go of is closed by the control side, which keeps a reference for as long as it takes.
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
@@ -11,7 +11,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use podgate_core::verdict::WorkerId;
 
-use crate::pod_tun::{PODS_PER_WORKER_MAX, PodTuns, Port};
+use crate::pod_tun::{PODS_MAX, PodTuns, Port};
 
 /// The token of seat 0; those of the other seats follow.
 pub(super) const FIRST_TOKEN: usize = 1 << 16;
@@ -29,12 +29,7 @@ pub(super) struct Desk {
 
 impl Desk {
     pub(super) fn new() -> Desk {
-        Desk {
-            version: 0,
-            seats: vec![None; PODS_PER_WORKER_MAX],
-            turns: VecDeque::with_capacity(PODS_PER_WORKER_MAX),
-            has_turn: vec![false; PODS_PER_WORKER_MAX],
-        }
+        Desk { version: 0, seats: vec![None; PODS_MAX], turns: VecDeque::with_capacity(PODS_MAX), has_turn: vec![false; PODS_MAX] }
     }
 
     /// Reads what `tuns` has for `worker` from now on, and nothing else.
@@ -42,12 +37,12 @@ impl Desk {
     pub(super) fn follow(&mut self, tuns: &PodTuns, worker: WorkerId, registry: &Registry) {
         if tuns.version() != self.version {
             self.version = tuns.version();
-            self.change(tuns.of(worker), registry);
+            self.change(tuns.seats(), worker, registry);
         }
     }
 
     #[cold]
-    fn change(&mut self, wanted: &[Option<Arc<Port>>], registry: &Registry) {
+    fn change(&mut self, wanted: &[Option<Arc<Port>>], worker: WorkerId, registry: &Registry) {
         for seat in 0..self.seats.len() {
             let wanted = wanted.get(seat).and_then(Option::as_ref);
             let same = match (&self.seats[seat], wanted) {
@@ -60,10 +55,10 @@ impl Desk {
             }
             if let Some(gone) = self.seats[seat].take() {
                 // It fails only for what was never registered.
-                let _ = registry.deregister(&mut SourceFd(&gone.queue().as_raw_fd()));
+                let _ = registry.deregister(&mut SourceFd(&gone.queue(worker).as_raw_fd()));
             }
             if let Some(new) = wanted {
-                match registry.register(&mut SourceFd(&new.queue().as_raw_fd()), Token(FIRST_TOKEN + seat), Interest::READABLE) {
+                match registry.register(&mut SourceFd(&new.queue(worker).as_raw_fd()), Token(FIRST_TOKEN + seat), Interest::READABLE) {
                     Ok(()) => self.ready(seat),
                     Err(error) => new.failed(&error),
                 }

@@ -235,7 +235,7 @@ impl<'a> Worker<'a> {
                 };
             }
             if self.desk.turns() > 0 {
-                self.rx.own_tuns(self.desk, &mut self.judge);
+                self.rx.own_tuns(self.desk, self.id, &mut self.judge);
             }
             let now = Instant::read();
             seat.round_ms.store(now.ms(), Ordering::Relaxed);

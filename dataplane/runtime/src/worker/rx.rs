@@ -7,7 +7,7 @@ use podgate_core::decap;
 use podgate_core::offload::{MergePlan, Merging, merge};
 use podgate_core::packet::{Ingress, Network, Outer};
 use podgate_core::snapshot::Vnis;
-use podgate_core::verdict::DropReason;
+use podgate_core::verdict::{DropReason, WorkerId};
 
 use super::Judge;
 use super::batch::{Arena, BATCH_BYTES_MAX, BATCH_LEN_MAX, Buffers, Messages, READS_MAX, Slot};
@@ -86,7 +86,7 @@ impl Rx {
     }
 
     /// A batch from pods' own TUNs: of each that has a turn in its order, until the batch is full.
-    pub(super) fn own_tuns(&mut self, desk: &mut Desk, judge: &mut Judge<'_>) {
+    pub(super) fn own_tuns(&mut self, desk: &mut Desk, worker: WorkerId, judge: &mut Judge<'_>) {
         let started = Instant::read();
         self.arena.clear();
         let mut reads = READS_MAX;
@@ -95,7 +95,7 @@ impl Rx {
                 break;
             }
             let Some((seat, port)) = desk.next() else { continue };
-            match self.read(port.queue(), Ingress::Pod(port.id), &mut reads, judge) {
+            match self.read(port.queue(worker), Ingress::Pod(port.id), &mut reads, judge) {
                 Ok(Progress::Dry) => {}
                 // The others come first.
                 Ok(Progress::More) => desk.ready(seat),

@@ -17,7 +17,7 @@ use podgate_core::packet::{Gso, Ingress, Network, Offload};
 use podgate_core::parse::{Parsed, parse};
 use podgate_core::pipeline::Egress;
 use podgate_core::snapshot::Snapshot;
-use podgate_core::verdict::{DropReason, PeerId, Verdict};
+use podgate_core::verdict::{DropReason, PeerId, Verdict, WorkerId};
 use podgate_core::wire::ip::Family;
 
 use super::batch::{Buffers, Slot};
@@ -38,6 +38,7 @@ const HEADER_LEN_MAX: usize = 160;
 /// The writing half of a worker.
 pub(super) struct Tx<'a> {
     shared: &'a Shared,
+    worker: WorkerId,
     counters: &'a Counters,
     pods: &'a Queue,
     host: &'a Queue,
@@ -82,6 +83,7 @@ impl<'a> Tx<'a> {
     pub(super) fn new(shared: &'a Shared, worker: usize) -> Tx<'a> {
         Tx {
             shared,
+            worker: WorkerId(worker as u16),
             counters: &shared.counters[worker],
             pods: &shared.pods[worker],
             host: &shared.host[worker],
@@ -99,7 +101,7 @@ impl<'a> Tx<'a> {
         match verdict {
             Verdict::ToPods => self.write_frame(Side::Pods, slot, tails, buffers),
             Verdict::ToPod(tun) => match tables.tuns.get(tun) {
-                Some(port) => self.write_frame(Side::Pod(port.queue()), slot, tails, buffers),
+                Some(port) => self.write_frame(Side::Pod(port.queue(self.worker)), slot, tails, buffers),
                 None => self.counters.dropped(DropReason::WritePod, slot.packets(buffers.buffer(slot.buffer))),
             },
             Verdict::ToHost => self.write_frame(Side::Host, slot, tails, buffers),
@@ -131,7 +133,7 @@ impl<'a> Tx<'a> {
             match egress {
                 Egress::Pods => self.write_frame(Side::Pods, &slot, &[], &mut scratch),
                 Egress::Pod(tun) => match tables.tuns.get(tun) {
-                    Some(port) => self.write_frame(Side::Pod(port.queue()), &slot, &[], &mut scratch),
+                    Some(port) => self.write_frame(Side::Pod(port.queue(self.worker)), &slot, &[], &mut scratch),
                     None => self.counters.dropped(DropReason::WritePod, 1),
                 },
                 Egress::Host => self.write_frame(Side::Host, &slot, &[], &mut scratch),

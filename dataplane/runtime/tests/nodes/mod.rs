@@ -201,7 +201,7 @@ impl Node {
         let wanted = self.pods.iter().enumerate().filter(|(index, _)| self.attach[*index] == Attach::Tun);
         wanted
             .map(|(index, pod)| {
-                let tun = PodTun::make("eth0", pod).unwrap();
+                let tun = PodTun::make("eth0", self.workers, pod).unwrap();
                 self.furnish(index);
                 (TunId::new(index as u32), tun)
             })
