@@ -7,7 +7,7 @@ use podgate_core::verdict::TunId;
 use podgate_runtime::pod_tun::PodTun;
 
 use super::Daemon;
-use crate::keeper::{Store, names};
+use crate::keeper::{Keeper, Store, names};
 use crate::pods::Pods;
 
 /// What a problem of this kind begins with, in `podgate status`.
@@ -65,8 +65,8 @@ impl Daemon {
 /// The TUNs that a predecessor left open, then all others of this node's pods; each is kept for a successor from now on. Which of them cannot
 /// be had, `pods` knows.
 pub(super) fn begin(pods: &mut Pods, store: &Store) -> Vec<(TunId, PodTun)> {
-    for fd in store.take_kind(names::POD_TUN) {
-        if let Err(error) = pods.adopt(fd) {
+    for fds in store.take_kind(names::POD_TUN) {
+        if let Err(error) = pods.adopt(fds) {
             tracing::warn!(%error, "a pod's TUN that was left open");
         }
     }
@@ -74,11 +74,11 @@ pub(super) fn begin(pods: &mut Pods, store: &Store) -> Vec<(TunId, PodTun)> {
     taken(pods, store)
 }
 
-/// What was opened, with a handle on it in the store.
+/// What was opened, with handles on it in the store.
 fn taken(pods: &mut Pods, store: &Store) -> Vec<(TunId, PodTun)> {
     let opened = pods.take_opened();
     for (id, tun) in &opened {
-        if let Err(error) = tun.keep().and_then(|fd| store.keep(&name(*id), fd)) {
+        if let Err(error) = store.keep_all(&name(*id), tun.descriptors(), Keeper::Starter) {
             tracing::warn!(%error, "a pod's TUN is not kept for a successor");
         }
     }

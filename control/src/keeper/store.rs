@@ -77,11 +77,11 @@ impl Store {
         self.held.borrow_mut().remove(&spelt(name)).map_or(Vec::new(), |held| held.fds)
     }
 
-    /// Takes out what is held under `kind` with anything behind a slash.
-    pub fn take_kind(&self, kind: &str) -> Vec<OwnedFd> {
+    /// Takes out what is held under `kind` with anything behind a slash, each name's by itself.
+    pub fn take_kind(&self, kind: &str) -> Vec<Vec<OwnedFd>> {
         let of_kind = |name: &String| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with('/'));
         let names: Vec<String> = self.names().into_iter().filter(of_kind).collect();
-        names.iter().flat_map(|name| self.take(name)).collect()
+        names.iter().map(|name| self.take(name)).collect()
     }
 
     /// Holds these under `name` from now on, and no others.

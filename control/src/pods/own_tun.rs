@@ -5,7 +5,7 @@
 //! in the neighbour table that the whole machine shares (`ip6_finish_output2` in net/ipv6/ip6_output.c).
 //!
 //! The device is persistent: when the daemon ends, it stays without a carrier, and its successor opens its queues again ([`Pods::open_tuns`]),
-//! by the path of the namespace that the runtime named, or takes it over from whoever kept the descriptor ([`Pods::adopt`]). An open queue
+//! by the path of the namespace that the runtime named, or takes it over from whoever kept the descriptors ([`Pods::adopt`]). An open queue
 //! keeps the namespace, so that one which everybody else has left is there until it is detached: [`Pods::lost`] finds such a pod by its path.
 
 use std::os::fd::OwnedFd;
@@ -54,9 +54,11 @@ impl Pods {
         self.closed.retain(|name, _| of_pods.contains(name));
     }
 
-    /// Takes over the queue of a pod's TUN from whoever kept it. That of no pod on record is closed.
-    pub fn adopt(&mut self, fd: OwnedFd) -> Result<(), TunError> {
-        let tun = PodTun::adopt(fd, self.workers)?;
+    /// Takes over the queues of a pod's TUN from whoever kept them. Those of no pod on record are closed.
+    pub fn adopt(&mut self, fds: Vec<OwnedFd>) -> Result<(), TunError> {
+        let mut fds = fds.into_iter();
+        let Some(first) = fds.next() else { return Ok(()) };
+        let tun = PodTun::adopt(first, fds, self.workers)?;
         let key = (tun.netns().id().dev, tun.netns().id().ino);
         let is_it = |pod: &&Attached| pod.mode == AttachMode::Tun && pod.netns == key && pod.ifname == tun.name();
         let Some(pod) = self.list().find(is_it).cloned() else { return Ok(()) };

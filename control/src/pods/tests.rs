@@ -364,7 +364,7 @@ fn a_successor_opens_tuns_again_by_their_path_takes_them_over_and_names_those_it
     let pod = site.pods().attach(&pod_ns, &tun_spec(2, &path)).unwrap();
     let hidden = site.pods().attach(&hidden_ns, &AttachSpec { ifname: "net1".into(), ..tun_spec(3, Path::new("/nowhere/ns")) }).unwrap();
     assert!(pod.netns_seen);
-    let kept = site.pods().take_opened().into_iter().find(|(id, _)| Some(*id) == hidden.tun()).map(|(_, tun)| tun.keep().unwrap()).unwrap();
+    let kept = site.pods().take_opened().into_iter().find(|(id, _)| Some(*id) == hidden.tun()).map(|(_, tun)| handles_on(&tun)).unwrap();
     site.reopen();
     let ids = |opened: Vec<(TunId, PodTun)>| opened.iter().map(|(id, _)| Some(*id)).collect::<Vec<_>>();
     site.pods().open_tuns(&[]);
@@ -374,14 +374,14 @@ fn a_successor_opens_tuns_again_by_their_path_takes_them_over_and_names_those_it
     assert_eq!(opened.iter().map(|(id, _)| Some(*id)).collect::<Vec<_>>(), [pod.tun()]);
     assert_eq!((opened[0].1.name(), opened[0].1.netns().id()), ("eth0", pod_ns.id()));
     assert!(site.pods().lost().unwrap().is_empty(), "what is out of sight is not gone");
-    // Whoever kept the descriptor gives it back.
+    // Whoever kept the descriptors gives them back.
     site.pods().adopt(kept).unwrap();
     site.pods().open_tuns(&[pod.tun().unwrap()]);
     assert_eq!(site.pods().closed().count(), 0);
     assert_eq!(ids(site.pods().take_opened()), [hidden.tun()]);
     // A stranger's is closed.
     let strange_ns = Netns::anonymous().unwrap();
-    site.pods().adopt(PodTun::make("eth0", 2, &strange_ns).unwrap().keep().unwrap()).unwrap();
+    site.pods().adopt(handles_on(&PodTun::make("eth0", 2, &strange_ns).unwrap())).unwrap();
     assert_eq!(ids(site.pods().take_opened()), []);
 
     drop(opened);
@@ -394,6 +394,11 @@ fn a_successor_opens_tuns_again_by_their_path_takes_them_over_and_names_those_it
         assert!(matches!(site.pods().detach(&id, None).unwrap(), Detached::Gone(_)));
     }
     assert_eq!(site.pods().list().count(), 0);
+}
+
+/// Handles on a TUN's queues, as whoever keeps them for a successor has.
+fn handles_on(tun: &PodTun) -> Vec<std::os::fd::OwnedFd> {
+    tun.descriptors().map(|fd| fd.try_clone_to_owned().unwrap()).collect()
 }
 
 #[test]

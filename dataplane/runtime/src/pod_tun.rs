@@ -4,17 +4,17 @@
 //! connection settle on one worker, and none has to be woken for the other.
 //!
 //! Nothing of it is in the gateway's namespace: no veth, no rule, no neighbour. What was sent by it came from that pod, since nobody else can
-//! send there; so the descriptor tells who a sender is. The device is persistent: a successor opens its queue again, by the namespace, or
-//! takes over the descriptor from whoever kept it.
+//! send there; so the descriptor tells who a sender is. The device is persistent: a successor opens its queues again, by the namespace, or
+//! takes over the descriptors from whoever kept them.
 //!
-//! [`PodTuns`] is what the workers see: immutable, published together with the snapshot ([`crate::publish`]), so that a number that a
+//! `PodTuns` is what the workers see: immutable, published together with the snapshot ([`crate::publish`]), so that a number that a
 //! snapshot names is in it. A descriptor is closed by the publisher's thread, once no table and no worker has it any more.
 //!
 //! Read first: `tun.rs` beside this. The open descriptor keeps the namespace it was opened in (drivers/net/tun.c, `tun_chr_open`): a pod's
 //! namespace whose every process and mount is gone lives on until it is detached.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
@@ -45,23 +45,26 @@ impl PodTun {
         PodTun::open(name, workers, netns, Wanted::Found)
     }
 
-    /// Takes over the descriptor of one that is open, of a predecessor or of whoever kept it, and opens as many more queues as it takes for
-    /// `workers`.
-    pub fn adopt(fd: OwnedFd, workers: u16) -> Result<PodTun, TunError> {
-        let queue = Queue::adopt(fd)?;
+    /// Takes over the queues of one that is open, of a predecessor or of whoever kept them: as many as there are `workers`, and opens those that
+    /// are missing. What of the `others` is no queue of the `first` one's device is closed.
+    pub fn adopt(first: OwnedFd, others: impl IntoIterator<Item = OwnedFd>, workers: u16) -> Result<PodTun, TunError> {
+        let queue = Queue::adopt(first)?;
         let failed =
             |error| TunError::Io { name: queue.name().to_owned(), step: "finding its namespace (SIOCGSKNS)", source: io::Error::other(error) };
         // The namespace that the queue was opened in, which is the device's: TUN answers the sockets' question.
         let netns = Netns::of(queue.as_fd(), Question::Socket).map_err(failed)?;
         let entered = |source| TunError::Io { name: queue.name().to_owned(), step: "entering its namespace", source };
-        let further = netns.run(|| (1..workers).map(|_| queue.further()).collect::<Result<Vec<_>, _>>()).map_err(entered)??;
-        let queues = std::iter::once(queue).chain(further).collect();
+        let further = usize::from(workers.saturating_sub(1));
+        let mut siblings: Vec<Queue> = others.into_iter().filter_map(|fd| queue.sibling(fd, &netns)).take(further).collect();
+        let missing = further - siblings.len();
+        siblings.extend(netns.run(|| (0..missing).map(|_| queue.further()).collect::<Result<Vec<_>, _>>()).map_err(entered)??);
+        let queues = std::iter::once(queue).chain(siblings).collect();
         Ok(PodTun { queues, netns })
     }
 
-    /// A second descriptor of its first queue, for whoever keeps it for a successor.
-    pub fn keep(&self) -> io::Result<OwnedFd> {
-        self.queues[0].as_fd().try_clone_to_owned()
+    /// Its queues, for whoever keeps them for a successor.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.queues.iter().map(AsFd::as_fd)
     }
 
     /// The interface's name.

@@ -419,6 +419,12 @@ impl Queue {
         Ok(queue)
     }
 
+    /// Takes over another queue of the same device, which is in `netns`; `None` if it is something else.
+    pub(crate) fn sibling(&self, fd: OwnedFd, netns: &Netns) -> Option<Queue> {
+        let attached = as_queue_of(&fd, self.name(), netns) == Some(Attachment::Attached);
+        if attached { Queue::wrap(&self.shared, fd).ok() } else { None }
+    }
+
     /// Opens another queue of the same device, whose namespace is the calling thread's.
     pub(crate) fn further(&self) -> Result<Queue, TunError> {
         Queue::open_here(&self.shared)

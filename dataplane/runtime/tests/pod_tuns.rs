@@ -5,6 +5,7 @@
 mod nodes;
 
 use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::Duration;
 
@@ -50,6 +51,11 @@ fn well(runtime: &Runtime) {
     // The TUN `host` has a link-local address here, and with it multicast reports.
     let dropped: Vec<_> = drops(runtime).into_iter().filter(|(reason, _)| *reason != DropReason::MartianDestination.name()).collect();
     assert_eq!(dropped, []);
+}
+
+/// Handles on a TUN's queues, as whoever keeps them for a successor has.
+fn kept(tun: &PodTun) -> Vec<OwnedFd> {
+    tun.descriptors().map(|fd| fd.try_clone_to_owned().unwrap()).collect()
 }
 
 #[test]
@@ -162,9 +168,11 @@ fn a_successor_opens_the_queues_again_or_takes_them_over_and_connections_go_on()
             if !adopted {
                 return tun;
             }
-            let kept = tun.keep().unwrap();
+            let mut kept = kept(&tun).into_iter();
             drop(tun);
-            let adopted = PodTun::adopt(kept, 2).unwrap();
+            // What is no queue of the device harms nothing.
+            let strange = std::fs::File::open("/dev/null").unwrap();
+            let adopted = PodTun::adopt(kept.next().unwrap(), kept.chain([strange.into()]), 2).unwrap();
             assert_eq!((adopted.name(), adopted.netns().id()), ("eth0", pod.id()));
             adopted
         };
@@ -174,7 +182,33 @@ fn a_successor_opens_the_queues_again_or_takes_them_over_and_connections_go_on()
         well(&successor);
         successor.stop();
     }
-    assert!(PodTun::adopt(std::fs::File::open("/dev/null").unwrap().into(), 2).is_err());
+    assert!(PodTun::adopt(std::fs::File::open("/dev/null").unwrap().into(), [], 2).is_err());
+}
+
+#[test]
+fn what_waits_in_any_queue_of_a_pods_tun_is_there_for_whoever_adopts_it() {
+    let Some((one, _)) = two_nodes() else { return };
+    let tun = PodTun::make("eth0", 4, &one.pods[0]).unwrap();
+    one.furnish(0);
+    let left = kept(&tun);
+    assert_eq!(left.len(), 4);
+    drop(tun);
+    // Flows enough for every queue to get some, while nobody reads.
+    let socket = one.pods[0].run(|| UdpSocket::bind((one.pod(0, true), 0)).unwrap()).unwrap();
+    for port in 1000..1064 {
+        socket.send_to(b"waits", (one.pod(1, true), port)).unwrap();
+    }
+    let mut left = left.into_iter();
+    let adopted = PodTun::adopt(left.next().unwrap(), left, 4).unwrap();
+    let waiting: Vec<usize> = kept(&adopted)
+        .iter()
+        .map(|queue| {
+            let mut frame = [0; 2000];
+            std::iter::from_fn(|| nix::unistd::read(queue, &mut frame).ok()).count()
+        })
+        .collect();
+    // Solicitations and the like may be among them.
+    assert!(waiting.iter().sum::<usize>() >= 64 && waiting.iter().filter(|count| **count > 0).count() > 1, "{waiting:?}");
 }
 
 #[test]
