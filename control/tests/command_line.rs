@@ -196,9 +196,9 @@ fn tables_are_data_on_stdout_and_nothing_else() {
 fn addresses_are_listed_with_their_age_and_on_request_with_the_ranges() {
     let ipam = json!({"schemaVersion": 1, "ipam": [
         {"address": "10.32.0.5", "owner": "default/web", "ifname": "eth0", "sandbox": "/run/netns/web", "since": 1, "ageSeconds": 11_520,
-         "plugin": null, "pool": null},
+         "plugin": null, "pool": null, "mode": "veth"},
         {"address": "10.32.0.9", "owner": "vm", "ifname": "net1", "sandbox": "c0ffee", "since": 2, "ageSeconds": 300, "plugin": "host-local",
-         "pool": "blue"},
+         "pool": "blue", "mode": "tun"},
     ], "pools": [
         {"pool": null, "cidr": "10.32.0.0/24", "gateway": "10.32.0.1", "capacity": 248, "used": 1, "reserved": 0, "excluded": 4},
         {"pool": "blue", "cidr": "10.32.0.8/30", "gateway": null, "capacity": 4, "used": 1, "reserved": 0, "excluded": 0},
@@ -212,7 +212,7 @@ fn addresses_are_listed_with_their_age_and_on_request_with_the_ranges() {
     let ranges = "POOL   RANGE          GATEWAY     CAPACITY   USED   RESERVED   EXCLUDED\n\
                   -      10.32.0.0/24   10.32.0.1   248        1      0          4\n\
                   blue   10.32.0.8/30   -           4          1      0          0\n";
-    assert!(stdout.ends_with(&format!("\n\n{ranges}")) && stdout.contains("c0ffee           blue\n"), "{stdout}");
+    assert!(stdout.ends_with(&format!("\n\n{ranges}")) && stdout.contains("c0ffee           blue   tun\n"), "{stdout}");
     let (_, stdout, _) = answering(&ipam).asked_with(&["ipam", "-o", "json"]);
     assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap(), ipam, "as the daemon says it");
 }
