@@ -97,6 +97,14 @@ pub struct RoutingPlan {
     pub pods: Vec<PodRoute>,
 }
 
+impl RoutingPlan {
+    /// Whether `other` differs from it in pods at most.
+    fn is_but_for_pods(&self, other: &RoutingPlan) -> bool {
+        let bare = |plan: &RoutingPlan| RoutingPlan { pods: Vec::new(), ..plan.clone() };
+        bare(self) == bare(other)
+    }
+}
+
 /// A port on an address of the node that leads into the gateway: a hostPort, or a VIP that is an address of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {

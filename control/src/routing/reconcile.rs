@@ -157,6 +157,8 @@ impl Reconciler {
         let mut heard_in_gateway = Events::open(&self.gateway.netns)?;
         let mut heard_on_node = Events::open(&self.node.netns)?;
         let mut pause = SETTLE;
+        // Whether more than the pods is to be otherwise: somebody waits for that, a pod's host port for one.
+        let mut awaited = true;
         let mut due = [Some(Side::Gateway), Some(Side::Node)];
         let mut audit = Instant::now() + AUDIT;
         loop {
@@ -182,9 +184,10 @@ impl Reconciler {
                     }
                 }
             }
-            pause = if quiet { (began.elapsed() * REST).clamp(SETTLE, REST_MAX) } else { (pause * 2).min(PAUSE_MAX) };
+            pause = if quiet || awaited { (began.elapsed() * REST).clamp(SETTLE, REST_MAX) } else { (pause * 2).min(PAUSE_MAX) };
             let retry = Instant::now() + PAUSE_MAX;
             let failed = due.iter().any(Option::is_some);
+            awaited = false;
             loop {
                 tokio::select! {
                     changes = heard_in_gateway.changes() => self.note(Side::Gateway, &changes?, &mut due),
@@ -193,6 +196,7 @@ impl Reconciler {
                         if changed.is_err() {
                             return Ok(());
                         }
+                        awaited |= !plan.borrow().is_but_for_pods(&now);
                         due = [Some(Side::Gateway), Some(Side::Node)];
                     }
                     () = sleep_until(audit) => {
@@ -206,7 +210,23 @@ impl Reconciler {
                     break;
                 }
             }
-            sleep(pause).await;
+            let rested = sleep(if awaited { SETTLE } else { pause });
+            tokio::pin!(rested);
+            loop {
+                tokio::select! {
+                    () = &mut rested => break,
+                    changed = plan.changed() => {
+                        if changed.is_err() {
+                            return Ok(());
+                        }
+                        due = [Some(Side::Gateway), Some(Side::Node)];
+                        if !awaited && !plan.borrow().is_but_for_pods(&now) {
+                            awaited = true;
+                            rested.as_mut().reset(Instant::now() + SETTLE);
+                        }
+                    }
+                }
+            }
         }
     }
 
