@@ -245,7 +245,10 @@ impl Reader {
                     issues.push(SourceIssue { file: self.directory.join(name).display().to_string(), line: Some(*line), reason });
                     continue;
                 }
-                next.insert(object.clone());
+                // What is there already is left alone, so that the state shares it with the one before.
+                if !next.holds(object) {
+                    next.insert(object.clone());
+                }
                 first.insert(key, place);
             }
         }
