@@ -399,18 +399,8 @@ impl Queue {
 
     /// Takes over a queue that another process has opened.
     pub(crate) fn adopt(fd: OwnedFd) -> Result<Queue, TunError> {
-        if !is_the_drivers(&fd) {
-            return Err(unnamed("looking at it")(io::Error::new(io::ErrorKind::InvalidInput, "it is no TUN queue")));
-        }
-        let mut known = request("").map_err(unnamed("asking what it is"))?;
-        // SAFETY: the kernel writes one ifreq; on a descriptor that is no TUN it refuses.
-        unsafe { ioctl::interface(fd.as_raw_fd(), &mut known) }.map_err(|errno| unnamed("asking what it is (TUNGETIFF)")(errno.into()))?;
-        let name: Vec<u8> = known.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8).collect();
-        let name = String::from_utf8_lossy(&name).into_owned();
-        // SAFETY: TUNGETIFF fills the flags, a plain integer of the union.
-        let flags = libc::c_int::from(unsafe { known.ifr_ifru.ifru_flags });
-        let ours = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-        if flags & (ours | libc::IFF_TAP) != ours {
+        let (name, flags) = identify(&fd).map_err(unnamed("asking what it is (TUNGETIFF)"))?;
+        if flags & (OURS | libc::IFF_TAP) != OURS {
             return Err(TunError::WrongKind { name, found: "a TUN that was opened in another way".to_owned() });
         }
         let shared = Arc::new(Shared { name, offloads: AtomicU8::new(0) });
@@ -530,27 +520,32 @@ const OFFLOAD_USO: u8 = 0x20 | 0x40;
 
 /// How `fd` is a queue of the device `name` in `netns`, opened as ours are, if it is one.
 fn as_queue_of(fd: &OwnedFd, name: &str, netns: &Netns) -> Option<Attachment> {
-    const OURS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-    if !is_the_drivers(fd) {
-        return None;
-    }
-    let mut found = request("").ok()?;
-    // SAFETY: the descriptor is open and the TUN driver's; the kernel writes one ifreq.
-    unsafe { ioctl::interface(fd.as_raw_fd(), &mut found) }.ok()?;
-    // SAFETY: TUNGETIFF has written the flags, and any bits are a value of them.
-    let flags = libc::c_int::from(unsafe { found.ifr_ifru.ifru_flags } as u16);
-    let its_name = found.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0);
-    let fits = flags & (OURS | libc::IFF_TAP) == OURS && its_name.eq(name.bytes());
+    let (its_name, flags) = identify(fd).ok()?;
+    let fits = flags & (OURS | libc::IFF_TAP) == OURS && its_name == name;
     if !fits || Netns::of(fd.as_fd(), Question::Tun).ok()? != *netns {
         return None;
     }
     Some(if flags & libc::IFF_DETACH_QUEUE == 0 { Attachment::Attached } else { Attachment::Detached })
 }
 
-/// Whether a descriptor is a file of TUN's driver: others are not asked, since the numbers of its requests may mean something else to them.
-fn is_the_drivers(fd: &OwnedFd) -> bool {
+/// How a queue of ours was opened (`IFF_*`).
+const OURS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+
+/// The device that a descriptor is a queue of, by name, and how it was opened. Only files of TUN's driver are asked: the request's number may
+/// mean something else to others.
+fn identify(fd: &OwnedFd) -> io::Result<(String, libc::c_int)> {
     use nix::sys::stat::{fstat, major, minor};
-    fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && (major(stat.st_rdev), minor(stat.st_rdev)) == DRIVER)
+    let stat = fstat(fd)?;
+    if stat.st_mode & libc::S_IFMT != libc::S_IFCHR || (major(stat.st_rdev), minor(stat.st_rdev)) != DRIVER {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no TUN queue"));
+    }
+    let mut found = request("")?;
+    // SAFETY: the descriptor is open and the TUN driver's; the kernel writes one ifreq.
+    unsafe { ioctl::interface(fd.as_raw_fd(), &mut found) }?;
+    let name: Vec<u8> = found.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0).collect();
+    // SAFETY: TUNGETIFF has written the flags, and any bits are a value of them.
+    let flags = libc::c_int::from(unsafe { found.ifr_ifru.ifru_flags } as u16);
+    Ok((String::from_utf8_lossy(&name).into_owned(), flags))
 }
 
 /// Character device of `/dev/net/tun` (`TUN_MINOR`, include/linux/miscdevice.h).
