@@ -46,6 +46,8 @@ fn reopen(pod: &Netns) -> PodTun {
 }
 
 fn well(runtime: &Runtime) {
+    // One may have carried all there was before another's thread has begun.
+    wait("every worker has begun", || runtime.workers().iter().all(|worker| worker.alive));
     assert!(runtime.workers().iter().all(|worker| worker.alive && worker.restarts == 0 && worker.read_error == 0), "{:?}", runtime.workers());
     assert!(runtime.pod_tuns().iter().all(|tun| tun.read_error == 0), "{:?}", runtime.pod_tuns());
     // The TUN `host` has a link-local address here, and with it multicast reports.
