@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::addr::Addr;
+use crate::addr::{Addr, protocol};
 use crate::balance::Balance;
 use crate::counters::Counters;
 use crate::fib::{Pod, PodTable, PrefixMap};
