@@ -12,6 +12,7 @@ use podgate::lab::program::client;
 use podgate::lab::{Lab, Node, wait_until};
 use podgate::netlink::{Family, LinkState, MissingIsFine, Netlink, RouteSpec, RuleAction, RuleSpec, TABLE_LOCAL, TABLE_MAIN};
 use podgate_runtime::netns::Netns;
+use podgate_testbed::tickers::outlived;
 use podgate_testbed::{Bed, Outcome, all_hold, run};
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -152,22 +153,8 @@ fn restart(bed: &Bed, signal: Signal) -> Outcome {
     let tickers = tickers(lab)?;
     let node = lab.node(1);
     let took = lab.restart(node, signal)?;
-    let counts: Vec<u64> = tickers.iter().map(|(_, ticker)| ticker.answered()).collect();
-    wait_until(
-        Duration::from_secs(10),
-        || "ticks on every connection after the restart".into(),
-        || {
-            let still = tickers.iter().zip(&counts).find(|((_, ticker), before)| ticker.answered() < **before + 5);
-            Ok(still.map(|((name, _), _)| format!("none on {name}")))
-        },
-    )?;
     eprintln!("    the node was ready again {} ms after {signal}; the longest pause of each connection:", took.as_millis());
-    let mut broken = Vec::new();
-    for (name, ticker) in tickers {
-        let report = ticker.finish();
-        eprintln!("      {name}: {} ms", report.longest_gap.as_millis());
-        broken.extend(report.broken.map(|reason| format!("{name}: {reason}")));
-    }
+    let mut broken = outlived(tickers)?;
     // The same backend sees the same client: a flow that was opened anew would have another backend or another port.
     for flow in &udp_flows {
         match flow.ask().or_else(|_| flow.ask()) {

@@ -17,6 +17,7 @@ use podgate::lab::program::{ExchangeError, client, ping};
 use podgate::lab::{Lab, wait_until};
 use podgate::netlink::{Family, LinkState};
 use podgate_testbed::cni::{Container, Plugin, Verb, network, with_result};
+use podgate_testbed::tickers::outlived;
 use podgate_testbed::traces::Traces;
 use podgate_testbed::{Bed, Outcome, all_hold, run};
 use serde_json::{Value, json};
@@ -211,22 +212,8 @@ fn restart(bed: &Bed, signal: Signal) -> Outcome {
     }
     assert!(tickers.len() >= 8, "{} connections", tickers.len());
     let took = lab.restart(lab.node(1), signal)?;
-    let counts: Vec<u64> = tickers.iter().map(|(_, ticker)| ticker.answered()).collect();
-    wait_until(
-        Duration::from_secs(10),
-        || "ticks on every connection after the restart".into(),
-        || {
-            let still = tickers.iter().zip(&counts).find(|((_, ticker), before)| ticker.answered() < **before + 5);
-            Ok(still.map(|((name, _), _)| format!("none on {name}")))
-        },
-    )?;
     eprintln!("    the node was ready again {} ms after {signal}; the longest pause of each connection:", took.as_millis());
-    let mut broken = Vec::new();
-    for (name, ticker) in tickers {
-        let report = ticker.finish();
-        eprintln!("      {name}: {} ms", report.longest_gap.as_millis());
-        broken.extend(report.broken.map(|reason| format!("{name}: {reason}")));
-    }
+    let broken = outlived(tickers)?;
     assert!(broken.is_empty(), "{}", broken.join("; "));
     still_works(lab)
 }

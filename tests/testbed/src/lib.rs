@@ -23,6 +23,7 @@ pub mod etcd;
 pub mod need;
 pub mod runtime;
 pub mod serving;
+pub mod tickers;
 pub mod tool;
 pub mod traces;
 pub mod vm;
