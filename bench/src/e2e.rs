@@ -4,10 +4,12 @@
 //! So every round measures each subject once, and the ratio given is the median of the rounds' ratios. Everything happens in namespaces
 //! of a sandbox that leaves nothing behind ([`podgate::lab::sandbox`]).
 //!
-//! `workload` lists what is measured and by whom, `bed` and `peer` build who carries it, `load` makes the traffic, `report` and `plot` tell.
+//! `machine` looks at what it runs on, `workload` lists what is measured and by whom, `bed` and `peer` build who carries it, `load` makes the
+//! traffic, `report` and `plot` tell.
 
 mod bed;
 pub(crate) mod load;
+mod machine;
 mod memory;
 mod peer;
 mod plot;
@@ -28,6 +30,7 @@ use bed::{Bed, Plan};
 use load::transactions::Pace;
 use load::transactions::{crr, rr};
 use load::{Sample, change, datagrams, iperf, overload, stream};
+use machine::Machine;
 use report::Report;
 use subject::Subject;
 use workload::{Group, Load, Scale, Workload};
@@ -41,6 +44,9 @@ pub struct Options {
     /// Beside this peer only; may be repeated
     #[arg(long = "peer", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::from(Subject::PEERS))]
     peers: Vec<String>,
+    /// Without subjects that have more services than this: ten thousand take iptables and nft minutes to load
+    #[arg(long, value_name = "N")]
+    services_max: Option<u32>,
     /// Rounds, each of which measures every subject once
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
@@ -89,10 +95,13 @@ fn run(options: &Options, sandbox: &Sandbox) -> anyhow::Result<()> {
     let binary = binary(options.podgate.as_deref())?;
     let duration = Duration::from_secs_f64(seconds);
     let plan = Plan { sandbox, binary: &binary, workers: options.workers, scale };
-    let mut run = Run { plan, rounds, duration, start: Instant::now(), report: Report::new(rounds, duration) };
+    let machine = Machine::look().context("cannot look at the machine")?;
+    eprintln!("{machine}");
+    let mut run = Run { plan, rounds, duration, start: Instant::now(), report: Report::new(machine, rounds, duration) };
     let mut chosen: Vec<Workload> = workload::all(scale).into_iter().filter(|workload| picked(&options.workloads, workload.name)).collect();
     for workload in &mut chosen {
         workload.subjects.retain(|subject| subject.peer().is_none_or(|peer| picked(&options.peers, peer)));
+        workload.subjects.retain(|subject| subject.services() <= options.services_max.or(subject.services()));
     }
     run.leave_out_what_is_missing(&mut chosen);
     for group in [Group::Nodes, Group::Services, Group::Memory] {

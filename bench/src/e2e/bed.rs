@@ -48,7 +48,7 @@ impl Bed {
         for subject in subjects {
             let cluster = match subject {
                 Subject::Podgate | Subject::PodgateTun | Subject::PodgateSegmented | Subject::PodgateCard => plan.nodes(*subject),
-                Subject::PodgateServices(count) => services::cluster(plan, *count),
+                Subject::PodgateServices(count) | Subject::PodgateTunServices(count) => services::cluster(plan, *subject, *count),
                 _ => continue,
             };
             bed.clusters.insert(*subject, cluster.with_context(|| format!("cannot build {}", subject.name()))?);
@@ -85,13 +85,13 @@ impl Bed {
             return Ok(work(&peer.ends()));
         }
         let (cluster, dial) = match subject {
-            Subject::PodgateServices(count) => (subject, Dial::Services(count)),
+            Subject::PodgateServices(count) | Subject::PodgateTunServices(count) => (subject, Dial::Services(count)),
             Subject::PodgateDirect(count) => (Subject::PodgateServices(count), Dial::Direct),
             _ => (subject, Dial::Direct),
         };
         let pods = self.clusters.get(&cluster).with_context(|| format!("{} could not be built", subject.name()))?.pods();
         let to: Vec<&Arc<Pod>> = match (cluster, place) {
-            (Subject::PodgateServices(_), _) => pods[1..].iter().collect(),
+            (Subject::PodgateServices(_) | Subject::PodgateTunServices(_), _) => pods[1..].iter().collect(),
             (_, Place::SameNode) => vec![&pods[1]],
             (_, Place::BetweenNodes) => vec![&pods[2]],
         };

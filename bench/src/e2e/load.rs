@@ -12,14 +12,19 @@ pub mod responder;
 pub mod stream;
 pub mod transactions;
 
+use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpCongestion;
 use podgate_runtime::netns::Netns;
 
 /// Where streams are received.
@@ -38,6 +43,12 @@ pub const STREAM_VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 100);
 pub fn vip(number: u32) -> Ipv4Addr {
     let [high, low] = [number / 250 + 1, number % 250 + 1].map(|part| u8::try_from(part).expect("at most 63,500 services"));
     Ipv4Addr::new(10, 96, high, low)
+}
+
+/// Makes a socket, or those that a listener accepts, send as Linux does by default, whatever this machine's own default is (tcp(7),
+/// `TCP_CONGESTION`): one that paces its segments measures its timer.
+pub fn speak_cubic(socket: &impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(socket, TcpCongestion, &OsString::from("cubic"))?)
 }
 
 /// How long before a measurement of `duration` its traffic begins: slow start and the first steering of flows are not what is measured.

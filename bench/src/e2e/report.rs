@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::load::Sample;
+use super::machine::Machine;
 
 /// One figure of one subject in one workload.
 #[derive(Clone, Debug, Serialize)]
@@ -31,6 +32,7 @@ pub struct Row {
 /// All rows of a run.
 #[derive(Debug)]
 pub struct Report {
+    machine: Machine,
     rounds: u32,
     duration: Duration,
     rows: Vec<Row>,
@@ -52,8 +54,8 @@ const EXPLAINED: [&str; 7] = [
 
 impl Report {
     /// An empty one.
-    pub fn new(rounds: u32, duration: Duration) -> Report {
-        Report { rounds, duration, rows: Vec::new(), notes: Vec::new(), faults: Vec::new() }
+    pub fn new(machine: Machine, rounds: u32, duration: Duration) -> Report {
+        Report { machine, rounds, duration, rows: Vec::new(), notes: Vec::new(), faults: Vec::new() }
     }
 
     /// Adds the samples of a workload: for each subject one of each round.
@@ -101,7 +103,8 @@ impl Report {
 
     /// As a table for people. Ratios are those of Podgate, in its various forms, to the others.
     pub fn table(&self) -> String {
-        let mut out = format!("{} rounds of {:.1} s each, every subject in every round\n", self.rounds, self.duration.as_secs_f64());
+        let (machine, rounds, seconds) = (&self.machine, self.rounds, self.duration.as_secs_f64());
+        let mut out = format!("{machine}\n{rounds} rounds of {seconds:.1} s each, every subject in every round\n");
         let mut workload = "";
         for row in &self.rows {
             if row.workload != workload {
@@ -126,6 +129,7 @@ impl Report {
     pub fn json(&self) -> Value {
         json!({
             "schemaVersion": 1,
+            "machine": self.machine,
             "rounds": self.rounds,
             "seconds": self.duration.as_secs_f64(),
             "rows": self.rows,
@@ -155,7 +159,7 @@ mod tests {
 
     #[test]
     fn ratios_are_of_rounds_and_not_of_medians() {
-        let mut report = Report::new(3, Duration::from_secs(1));
+        let mut report = Report::new(Machine::default(), 3, Duration::from_secs(1));
         // A slow round slows both: each ratio is 2, although the medians' would be 3.
         let (ours, theirs) = ([16.0, 48.0, 64.0], [8.0, 24.0, 32.0]);
         report.add("w", &["podgate".into(), "bridge".into()], &[ours.map(sample).to_vec(), theirs.map(sample).to_vec()]);
@@ -171,7 +175,7 @@ mod tests {
 
     #[test]
     fn overflows_are_noted_and_other_drops_fail_the_run() {
-        let mut report = Report::new(1, Duration::from_secs(1));
+        let mut report = Report::new(Machine::default(), 1, Duration::from_secs(1));
         report.dropped("w", &[], "node-1", "kernel_pods_queue", 3);
         report.dropped("w", &["no_flow"], "node-1", "no_flow", 1);
         assert!(report.faults().is_empty() && report.table().contains("3 packets"));

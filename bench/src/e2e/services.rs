@@ -17,11 +17,11 @@ use super::subject::Subject;
 /// How long a node has to read ten thousand services and act on them.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One node with a client's pod, `plan.scale.endpoints` pods that serve, and `services` services of all of them.
-pub fn cluster(plan: Plan<'_>, services: u32) -> anyhow::Result<Lab> {
+/// `subject`: one node with a client's pod, `plan.scale.endpoints` pods that serve, and `services` services of all of them.
+pub fn cluster(plan: Plan<'_>, subject: Subject, services: u32) -> anyhow::Result<Lab> {
     let names: Vec<String> = ["client".to_owned()].into_iter().chain((1..=plan.scale.endpoints).map(|number| format!("server{number}x"))).collect();
-    let settings = NodeSettings { workers: Some(plan.workers), ..NodeSettings::default() };
-    let builder = Lab::builder(plan.sandbox, plan.binary).named(&Subject::PodgateServices(services).name()).nodes(1);
+    let settings = NodeSettings { workers: Some(plan.workers), attach: subject.attach().to_owned(), ..NodeSettings::default() };
+    let builder = Lab::builder(plan.sandbox, plan.binary).named(&subject.name()).nodes(1);
     let lab = builder.pods(names.iter().map(String::as_str)).settings(settings).build(&|_| {})?;
     let addresses: Vec<String> = lab.pods()[1..].iter().map(|pod| pod.machine().address(Family::V4).to_string()).collect();
     let node = lab.node(1);

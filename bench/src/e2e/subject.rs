@@ -44,6 +44,8 @@ pub enum Subject {
     Nebula,
     /// Podgate on one node, with so many services.
     PodgateServices(u32),
+    /// The same, with pods in mode tun.
+    PodgateTunServices(u32),
     /// The same pods, dialled directly.
     PodgateDirect(u32),
     /// kube-proxy's rules in nftables, with so many services.
@@ -76,6 +78,7 @@ impl Subject {
             Subject::WireguardGo => "wireguard-go",
             Subject::Nebula => "nebula",
             Subject::PodgateServices(count) => return format!("podgate-{count}"),
+            Subject::PodgateTunServices(count) => return format!("podgate-tun-{count}"),
             Subject::PodgateDirect(_) => "podgate-direct",
             Subject::Nftables(count) => return format!("nftables-{count}"),
             Subject::Iptables(count) => return format!("iptables-{count}"),
@@ -125,16 +128,26 @@ impl Subject {
     /// Whose bed it lies in.
     pub const fn group(self) -> Group {
         match self {
-            Subject::PodgateServices(_) | Subject::PodgateDirect(_) | Subject::Nftables(_) | Subject::Iptables(_) => Group::Services,
+            Subject::PodgateServices(_) | Subject::PodgateTunServices(_) | Subject::PodgateDirect(_) => Group::Services,
+            Subject::Nftables(_) | Subject::Iptables(_) => Group::Services,
             Subject::Workers(_) | Subject::Flows(_) | Subject::Compiler(_) => Group::Memory,
             _ => Group::Nodes,
+        }
+    }
+
+    /// How many services it has, if that is what sets it apart.
+    pub const fn services(self) -> Option<u32> {
+        match self {
+            Subject::PodgateServices(count) | Subject::PodgateTunServices(count) | Subject::PodgateDirect(count) => Some(count),
+            Subject::Nftables(count) | Subject::Iptables(count) | Subject::Compiler(count) => Some(count),
+            _ => None,
         }
     }
 
     /// How its pods are attached.
     pub const fn attach(self) -> &'static str {
         match self {
-            Subject::PodgateTun => "tun",
+            Subject::PodgateTun | Subject::PodgateTunServices(_) => "tun",
             _ => "veth",
         }
     }

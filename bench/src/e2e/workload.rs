@@ -105,7 +105,7 @@ pub fn all(scale: Scale) -> Vec<Workload> {
     let large = |form| Shape { payload: LARGE, flows: 1, form };
     let [one, ten, some, many] = scale.services;
     let curve = [PodgateServices(one), PodgateServices(ten), PodgateServices(some), PodgateServices(many)];
-    let at = |count| [PodgateServices(count), Nftables(count), Iptables(count)];
+    let at = |count| [PodgateServices(count), Nftables(count), Iptables(count), PodgateTunServices(count)];
     let proxies = [Nftables(one), Nftables(some), Nftables(many), Iptables(one), Iptables(some), Iptables(many)];
     let cores = u16::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(u16::MAX);
     // Ratios to ten thousand, which is what the goals are stated for, stand in every row.
@@ -130,7 +130,12 @@ pub fn all(scale: Scale) -> Vec<Workload> {
         workload("udp-1400-uso", SameNode, Load::Datagrams(large(Form::Superframes)), &one_node),
         workload("udp-1400-uso-between-nodes", BetweenNodes, Load::Datagrams(large(Form::Superframes)), &[Podgate, Vxlan, Underlay]),
         workload("overload", BetweenNodes, Load::Overload(small(8)), &[Podgate]),
-        workload("stream-to-service", SameNode, Load::Stream(1), &[PodgateServices(some), PodgateDirect(some), Nftables(some), Iptables(some)]),
+        workload(
+            "stream-to-service",
+            SameNode,
+            Load::Stream(1),
+            &[PodgateServices(some), PodgateDirect(some), Nftables(some), Iptables(some), PodgateTunServices(some)],
+        ),
         workload("crr-to-service-1", SameNode, Load::Crr(1), &[at(one), at(some), at(many)].concat()),
         workload("crr-to-service-32", SameNode, Load::Crr(32), &[at(one), at(some), at(many)].concat()),
         workload("first-packet", SameNode, Load::FirstPacket(OPEN_RATE), &[&curve[..], &proxies].concat()),

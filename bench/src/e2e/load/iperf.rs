@@ -29,7 +29,9 @@ pub fn measure(ends: &Ends<'_>, duration: Duration) -> anyhow::Result<Sample> {
     let outcome = heard.then(|| {
         let seconds = duration.as_secs().max(1).to_string();
         let mut client = Command::new("iperf3");
-        client.args(["--client", &address, "--port", &port, "--time", &seconds, "--omit", "1", "--json"]).stdin(Stdio::null());
+        client
+            .args(["--client", &address, "--port", &port, "--time", &seconds, "--omit", "1", "--json", "--congestion", "cubic"])
+            .stdin(Stdio::null());
         ends.from.run(|| client.output())
     });
     // With its one client gone it ends by itself; without one it must be made to.

@@ -10,7 +10,7 @@ use mio::event::Source;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use super::{ANSWER_PORT, Server};
+use super::{ANSWER_PORT, Server, speak_cubic};
 
 /// Asks for one byte, and keeps the connection.
 pub const AGAIN: u8 = b'r';
@@ -36,6 +36,7 @@ impl Responder {
             let address = SocketAddr::new(server.address, ANSWER_PORT);
             let bound = server.netns.run(|| TcpListener::bind(address))?;
             let mut listener = bound.with_context(|| format!("cannot listen on {address}"))?;
+            speak_cubic(&listener)?;
             poll.registry().register(&mut listener, Token(number), Interest::READABLE)?;
             listeners.push(listener);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Ends, Phase, STREAM_PORT, Sample, Spent, watch};
+use super::{Ends, Phase, STREAM_PORT, Sample, Spent, speak_cubic, watch};
 
 /// One measurement.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,7 @@ pub fn measure(ends: &Ends<'_>, flows: usize, duration: Duration) -> anyhow::Res
     let to = ends.stream();
     let connect = || -> io::Result<(TcpStream, TcpStream)> {
         let sender = ends.from.run(|| TcpStream::connect_timeout(&to, CONNECT_PATIENCE))??;
+        speak_cubic(&sender)?;
         Ok((sender, listener.accept()?.0))
     };
     let pairs = (0..flows).map(|_| connect()).collect::<io::Result<Vec<_>>>().with_context(|| format!("cannot connect to {to}"))?;

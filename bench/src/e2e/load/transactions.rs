@@ -19,7 +19,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::responder::{AGAIN, LAST, Responder};
-use super::{Ends, Phase, Sample, Spent, latencies, observe, quantile, record};
+use super::{Ends, Phase, Sample, Spent, latencies, observe, quantile, record, speak_cubic};
 
 /// How transactions follow one another.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,6 +92,7 @@ pub fn rr_with(ends: &Ends<'_>, connections: usize, pace: Pace, duration: Durati
         for number in 0..connections {
             let (to, patience) = (ends.transaction(number as u64), Duration::from_secs(5));
             let stream = std::net::TcpStream::connect_timeout(&to, patience).with_context(|| format!("cannot connect to {to}"))?;
+            speak_cubic(&stream)?;
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
             client.keep(TcpStream::from_std(stream))?;
