@@ -43,6 +43,11 @@ impl Pick {
         }
     }
 
+    /// Whether every node is to choose the same for a connection, whatever else goes on there.
+    pub fn is_consistent(&self) -> bool {
+        matches!(self, Pick::Maglev(_))
+    }
+
     /// The name that operators know it by.
     pub fn name(&self) -> &'static str {
         match self {

@@ -1,22 +1,26 @@
 //! What is to become of a packet: known flow, new flow, plain forwarding or refusal. Pure: reads the tables and changes nothing, so that
 //! `trace` asks the same code that forwards.
 
+mod endpoint;
+
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::addr::{Addr, Tuple, protocol};
 use crate::admit::{self, Sender};
-use crate::affinity::BackendId;
-use crate::balance::{self, LoadSlot, Pick, finalize, scramble};
+use crate::balance::{LoadSlot, Pick, finalize, scramble};
 use crate::fib::{Pod, within};
 use crate::flow::{Direction, Flow, FlowTable, Hash, Kind, Now, Opener};
 use crate::nat;
 use crate::packet::{Ingress, Packet};
 use crate::parse::{Parsed, Transport};
-use crate::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, TrafficPolicy};
+use crate::service::{Backend, Face, Frontend, FrontendKey, Place, TrafficPolicy};
 use crate::snapshot::{Masquerade, NodeTables, OutsideToPods, Snapshot};
 use crate::verdict::{DropReason, PeerId, TunId};
 use crate::wire::ip::Scope;
+
+pub(crate) use self::endpoint::Reach;
+use self::endpoint::{choose, choose_here};
 
 /// What is to become of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,46 +209,6 @@ impl Opening {
     }
 }
 
-/// The endpoints that a frontend leads a sender to.
-pub(crate) struct Reach<'a> {
-    /// By which policy.
-    policy: TrafficPolicy,
-    /// The list.
-    endpoints: &'a [Backend],
-    /// How one of it is chosen.
-    pub pick: &'a Pick,
-    /// Whether policy wants the source replaced.
-    masquerade: bool,
-}
-
-impl<'a> Reach<'a> {
-    /// Semantics row 7 (kube-proxy's nftables/proxier.go).
-    fn of(frontend: &'a Frontend, node: &NodeTables, src: Addr, sender: Sender) -> Reach<'a> {
-        let service = &*frontend.service;
-        let cluster = |masquerade| Reach { policy: TrafficPolicy::Cluster, endpoints: &service.cluster, pick: &service.balance.cluster, masquerade };
-        let local = |masquerade| Reach { policy: TrafficPolicy::Local, endpoints: &service.local, pick: &service.balance.local, masquerade };
-        let from_cluster_pod = within(&node.cluster_pod_cidrs, src);
-        match (frontend.face, service.internal_policy, service.external_policy) {
-            // Who handed it on knows that an endpoint is here.
-            _ if matches!(sender, Sender::HandedOn(_)) => {
-                Reach { policy: TrafficPolicy::Cluster, endpoints: &service.local, pick: &service.balance.local, masquerade: false }
-            }
-            (Face::ClusterIp, TrafficPolicy::Cluster, _) => cluster(!from_cluster_pod),
-            (Face::ClusterIp, TrafficPolicy::Local, _) => local(!from_cluster_pod),
-            (Face::HostPort, ..) => local(false),
-            (_, _, TrafficPolicy::Cluster) => cluster(true),
-            (_, _, TrafficPolicy::Local) if from_cluster_pod => cluster(false),
-            (_, _, TrafficPolicy::Local) if sender == Sender::Node => cluster(true),
-            (_, _, TrafficPolicy::Local) => local(false),
-        }
-    }
-
-    /// The endpoint that the table of session affinity knows by `id`.
-    pub fn find(&self, id: BackendId) -> Option<&'a Backend> {
-        self.endpoints.iter().find(|backend| BackendId::of(backend) == id)
-    }
-}
-
 /// The endpoints that a packet to a service could be led to, and how; `None` where its destination is no frontend.
 pub(crate) fn reach<'a>(snapshot: &'a Snapshot, parsed: &Parsed, sender: Sender) -> Option<Reach<'a>> {
     let key = FrontendKey { addr: parsed.tuple.dst, port: parsed.tuple.dst_port, protocol: parsed.tuple.protocol };
@@ -267,37 +231,6 @@ fn dialled_at<'a>(snapshot: &'a Snapshot, peer: PeerId, key: &FrontendKey) -> Op
     };
     let vip = || snapshot.services.get(key).filter(|frontend| matches!(frontend.face, Face::LoadBalancer | Face::ExternalIp));
     here.or_else(vip).filter(|frontend| frontend.service.external_policy == TrafficPolicy::Cluster)
-}
-
-/// The endpoint for a new connection.
-fn choose<'a>(flows: &FlowTable<'_>, reach: &Reach<'a>, service: &ServicePort, tuple: &Tuple, now: Now) -> Option<&'a Backend> {
-    let hash = match service.affinity {
-        None => balance::of_connection(tuple),
-        Some(_) => {
-            let sticky = flows.affinity().lookup(tuple.src, service.id, now);
-            if let Some(backend) = sticky.and_then(|sticky| reach.find(sticky.backend)) {
-                return Some(backend);
-            }
-            // By the client alone, so that workers agree, and a client that was put out of a full table finds the same again.
-            balance::of_client(tuple.src, service.id)
-        }
-    };
-    reach.pick.choose(reach.endpoints, hash, flows.loads())
-}
-
-/// The endpoint of this node for a connection that a peer handed on. The peer chose of the whole list by the same hash: where both know
-/// the same list this is the endpoint that it meant.
-fn choose_here<'a>(
-    flows: &FlowTable<'_>,
-    here: &Reach<'a>,
-    frontend: &'a Frontend,
-    node: &NodeTables,
-    tuple: &Tuple,
-    now: Now,
-) -> Option<&'a Backend> {
-    let whole = Reach::of(frontend, node, tuple.src, Sender::Outside);
-    let meant = choose(flows, &whole, &frontend.service, tuple, now);
-    meant.filter(|backend| here.endpoints.contains(backend)).or_else(|| choose(flows, here, &frontend.service, tuple, now))
 }
 
 /// To a service.

@@ -123,6 +123,37 @@ fn a_direct_connection_is_not_taken_for_one_through_a_service() {
     assert_eq!(left.src, addr("10.32.1.11"));
 }
 
+/// A client's kernel gives a port to one connection after another as long as they go to different addresses; through VIPs with the same endpoints
+/// they would meet at one of them, whose kernel remembers the last (TIME_WAIT) and refuses the next.
+#[test]
+fn a_port_that_is_in_use_towards_an_endpoint_is_led_to_another_under_its_own_name() {
+    for protocol in [protocol::TCP, protocol::UDP] {
+        let mut world = World::new();
+        world.snapshot.pods = PodTable::new(["10.32.1.10", "10.32.1.11", "10.32.1.12"].map(|ip| (addr(ip), Pod::new(1464))));
+        let both = ["10.32.1.10", "10.32.1.12"].map(|ip| backend(ip, 8080, Place::LocalPod));
+        for number in 1..=3 {
+            let same = service(70 + number, TrafficPolicy::Cluster, both.to_vec());
+            world.snapshot.services = world.snapshot.services.with(faces(&format!("10.96.0.7{number}"), protocol, 80, 30070 + number as u16, &same));
+        }
+        let mut firsts = [0; 2];
+        for port in 5000..5064 {
+            let client = format!("10.32.1.11:{port}");
+            let [first, second, third] =
+                [1, 2, 3].map(|number| world.leaves(Ingress::Pods, opener(protocol, &client, &format!("10.96.0.7{number}:80")), Verdict::ToPods));
+            assert_eq!([first.src, second.src], [addr("10.32.1.11"); 2]);
+            assert_eq!([first.src_port, second.src_port], [port; 2]);
+            assert_ne!(first.dst, second.dst);
+            assert_eq!(third.src, addr("10.32.1.1"), "where none is free the source is the gateway's");
+            firsts[usize::from(first.dst == both[0].addr)] += 1;
+            for (left, number) in [(first, 1), (second, 2), (third, 3)] {
+                let answer = world.leaves(Ingress::Pods, reply(protocol, &left), Verdict::ToPods);
+                assert_eq!(answer, testing::tuple(protocol, &format!("10.96.0.7{number}:80"), &client));
+            }
+        }
+        assert!(firsts.iter().all(|count| *count > 16), "the first choice is as even as ever: {firsts:?}");
+    }
+}
+
 #[test]
 fn a_worker_that_comes_later_ends_no_half_open_flow_of_another_while_there_is_room() {
     let mut world = World::new();
