@@ -33,7 +33,7 @@
 //! use podgate_core::parse::parse;
 //! use podgate_runtime::netns::Netns;
 //! use podgate_runtime::tun::Tun;
-//! use podgate_runtime::vnet::VnetHeader;
+//! use podgate_runtime::vnet::{VNET_HEADER_LEN, VnetHeader};
 //!
 //! let netns = Netns::open("/run/podgate/netns")?;
 //! let mut pods = Tun::open("pods", 2, &netns)?;
@@ -43,7 +43,7 @@
 //! let mut buffer = vec![0; 65_536];
 //! for queue in &pods.queues {
 //!     while let Some((len, offload)) = queue.read(&mut buffer)? {
-//!         let packet = Packet { head: &mut buffer[..len], tail_len: 0, offload, ingress: Ingress::Pods };
+//!         let packet = Packet { head: &mut buffer[VNET_HEADER_LEN..][..len], tail_len: 0, offload, ingress: Ingress::Pods };
 //!         if let Ok(parsed) = parse(&packet) {
 //!             queue.write(&VnetHeader::of(offload, &parsed), &[IoSlice::new(packet.head)])?;
 //!         }

@@ -1,7 +1,7 @@
 //! The TUN devices `pods` and `host`: persistent, multi-queue, with a `virtio_net_hdr` before each frame.
 //!
 //! One frame may stand for 64 KiB of TCP (design D2), so reading and writing cost a system call per superframe, not per packet.
-//! Reads split the header off by `readv`; writes gather a merged frame from wherever its segments lie by `writev`. Payload is never
+//! A frame is read behind its header, and written so if it lies in one piece; writes gather a merged frame from wherever its segments lie by `writev`. Payload is never
 //! copied in user space.
 //!
 //! The crate `tun` opens neither several queues nor offloads, so each queue is opened here by a few ioctls and then handed to it
@@ -15,7 +15,7 @@
 //! Read first: Documentation/networking/tuntap.rst; linux/if_tun.h; drivers/net/tun.c.
 
 use std::fs::OpenOptions;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
@@ -287,22 +287,16 @@ impl Tun {
 }
 
 impl Queue {
-    /// Reads one frame: `buf` gets the packet from its IP header on. `None` when there is none now.
+    /// Reads one frame: `buf` gets its `virtio_net_hdr`, [`VNET_HEADER_LEN`] bytes, and behind it the packet, whose length is given back. `None`
+    /// when there is none now.
     ///
     /// Errors are the kernel's, and two of ours, after which the frame is gone and the queue goes on: EMSGSIZE if the frame is longer
-    /// than `buf` (64 KiB hold every frame of an interface whose `gso_max_size` is the default), InvalidData if its header makes no
-    /// sense.
+    /// than `buf` but for one byte (64 KiB hold every frame of an interface whose `gso_max_size` is the default), InvalidData if its header
+    /// makes no sense.
     #[inline]
     pub fn read(&self, buf: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
-        let mut header = [0; VNET_HEADER_LEN];
-        // The kernel cuts a frame that does not fit and says nothing; a byte more than the buffer gives it away.
-        let mut beyond = [0; 1];
-        let room = VNET_HEADER_LEN + buf.len();
-        let read = {
-            let mut slices = [IoSliceMut::new(&mut header), IoSliceMut::new(buf), IoSliceMut::new(&mut beyond)];
-            // SAFETY: IoSliceMut is an iovec by its documentation, and the three borrow memory that is valid for writes.
-            unsafe { libc::readv(self.as_raw_fd(), slices.as_mut_ptr().cast(), slices.len() as libc::c_int) }
-        };
+        // SAFETY: `buf` is valid for writes of its length.
+        let read = unsafe { libc::read(self.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len()) };
         let len = match usize::try_from(read) {
             Ok(len) => len,
             Err(_) => {
@@ -310,12 +304,21 @@ impl Queue {
                 return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
             }
         };
-        if len > room {
+        // The kernel cuts a frame that does not fit and says nothing.
+        if len == buf.len() {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
-        let len = len.checked_sub(VNET_HEADER_LEN).ok_or(io::ErrorKind::UnexpectedEof)?;
-        let offload = VnetHeader::parse(&header, &mut buf[..len]).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok(Some((len, offload)))
+        let (header, packet) = buf[..len].split_first_chunk_mut().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let offload = VnetHeader::parse(header, packet).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(Some((packet.len(), offload)))
+    }
+
+    /// Writes one frame that lies in one piece: its `virtio_net_hdr` and the packet.
+    #[inline]
+    pub fn write_whole(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: `frame` is valid for reads of its length.
+        let written = unsafe { libc::write(self.as_raw_fd(), frame.as_ptr().cast(), frame.len()) };
+        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Writes one frame: `header`, then the packet in `slices`, at most [`WRITE_SLICES_MAX`], from its IP header on.

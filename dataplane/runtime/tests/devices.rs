@@ -15,7 +15,7 @@ use podgate_core::parse::parse;
 use podgate_runtime::netns::Netns;
 use podgate_runtime::tun::{Feature, Queue, Tun};
 use podgate_runtime::udp::{RECEIVE_LEN_MAX, Receiver, Sender};
-use podgate_runtime::vnet::VnetHeader;
+use podgate_runtime::vnet::{VNET_HEADER_LEN, VnetHeader};
 use tun::AbstractDevice;
 
 /// A namespace with a TUN and addresses of both families on it.
@@ -88,7 +88,7 @@ fn relay(one: &Queue, other: &Queue, stop: impl AsFd) -> Seen {
         }
         for (from, to) in [(one, other), (other, one)] {
             while let Some((len, offload)) = from.read(&mut buffer).unwrap() {
-                let packet = Packet { head: &mut buffer[..len], tail_len: 0, offload, ingress: Ingress::Pods };
+                let packet = Packet { head: &mut buffer[VNET_HEADER_LEN..][..len], tail_len: 0, offload, ingress: Ingress::Pods };
                 // Router solicitations come from link-local addresses, which `parse` may refuse.
                 let Ok(parsed) = parse(&packet) else { continue };
                 assert_eq!(parsed.len as usize, len);
@@ -97,7 +97,7 @@ fn relay(one: &Queue, other: &Queue, stop: impl AsFd) -> Seen {
                 seen.tcp_superframes += usize::from(matches!(offload.gso, Gso::Tcp { .. }));
                 seen.udp_superframes += usize::from(matches!(offload.gso, Gso::Udp { .. }));
                 // As a merged frame would be written: the headers, then the payload in pieces.
-                let (head, payload) = buffer[..len].split_at(usize::from(parsed.transport));
+                let (head, payload) = buffer[VNET_HEADER_LEN..][..len].split_at(usize::from(parsed.transport));
                 let (first, second) = payload.split_at(payload.len() / 2);
                 to.write(&VnetHeader::of(offload, &parsed), &[head, first, second].map(IoSlice::new)).unwrap();
             }

@@ -33,14 +33,17 @@ fn up(tun: &mut Tun, netns: &Netns) {
     tun.bring_up().unwrap();
 }
 
-/// The next IPv4 frame from any of the queues (a new interface also sends router solicitations).
+/// The next IPv4 packet from any of the queues (a new interface also sends router solicitations), at the start of `buf`.
 fn next(queues: &[Queue], buf: &mut [u8]) -> (usize, Offload) {
     loop {
         let mut polled: Vec<_> = queues.iter().map(|queue| PollFd::new(queue.as_fd(), PollFlags::POLLIN)).collect();
         assert!(poll(&mut polled, PollTimeout::from(5000u16)).unwrap() > 0, "no frame within 5 s");
         for queue in queues {
             match queue.read(buf).unwrap() {
-                Some((len, offload)) if buf[0] >> 4 == 4 => return (len, offload),
+                Some((len, offload)) if buf[VNET_HEADER_LEN] >> 4 == 4 => {
+                    buf.copy_within(VNET_HEADER_LEN.., 0);
+                    return (len, offload);
+                }
                 _ => {}
             }
         }
@@ -80,14 +83,14 @@ fn a_frame_longer_than_the_buffer_is_an_error_and_the_queue_goes_on() {
     up(&mut tun, &netns);
     let socket = netns.run(|| UdpSocket::bind("10.9.0.1:0").unwrap()).unwrap();
     let queue = &tun.queues[0];
-    let mut buf = vec![0; 1028];
+    let mut buf = vec![0; VNET_HEADER_LEN + 1028 + 1];
     while queue.read(&mut buf).unwrap().is_some() {}
     for (payload, fits) in [(1001, false), (1000, true)] {
         socket.send_to(&vec![7; payload], "10.9.0.2:900").unwrap();
         loop {
             poll(&mut [PollFd::new(queue.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5000u16)).unwrap();
             match queue.read(&mut buf) {
-                Ok(Some(_)) if buf[0] >> 4 == 6 => continue,
+                Ok(Some(_)) if buf[VNET_HEADER_LEN] >> 4 == 6 => continue,
                 Ok(Some((len, _))) => assert!(fits && len == 1028),
                 Ok(None) => continue,
                 Err(error) => assert!(!fits && error.raw_os_error() == Some(libc::EMSGSIZE), "{error}"),

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use podgate_core::packet::{Gso, Ingress, Offload, Packet};
 
+use crate::vnet::VNET_HEADER_LEN;
+
 /// Frames in one batch at most.
 pub(crate) const BATCH_LEN_MAX: usize = podgate_core::pipeline::BATCH_LEN_MAX;
 
@@ -16,6 +18,9 @@ pub(crate) const READS_MAX: usize = 64;
 
 /// A batch that holds this many bytes is full: four superframes, so that they are still in a core's own cache when they are written.
 pub(crate) const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Bytes.
+const CACHE_LINE: usize = 64;
 
 /// Where one frame lies, and what is known of it.
 #[derive(Clone, Debug)]
@@ -56,6 +61,9 @@ impl Slot {
 
 /// The buffers of one batch.
 pub(crate) trait Buffers {
+    /// Bytes before each frame's head that are nobody's.
+    const HEADROOM: usize = 0;
+
     /// The buffer of that number.
     fn buffer(&self, index: usize) -> &[u8];
 
@@ -66,7 +74,7 @@ pub(crate) trait Buffers {
     fn each_mut(&mut self) -> impl Iterator<Item = &mut [u8]>;
 }
 
-/// One buffer that frames are read into one behind the other, so that a batch of small ones touches little memory.
+/// One buffer that frames are read into one behind the other, each behind its `virtio_net_hdr`, so that a batch of small ones touches little memory.
 pub(crate) struct Arena {
     bytes: Box<[u8]>,
     used: usize,
@@ -74,31 +82,33 @@ pub(crate) struct Arena {
 
 impl Arena {
     pub(crate) fn new() -> Arena {
-        Arena { bytes: vec![0; BATCH_BYTES_MAX + super::handoff::PACKET_LEN_MAX].into_boxed_slice(), used: 0 }
+        Arena { bytes: vec![0; BATCH_BYTES_MAX + CACHE_LINE + super::handoff::PACKET_LEN_MAX + 1].into_boxed_slice(), used: 0 }
     }
 
     pub(crate) fn clear(&mut self) {
         self.used = 0;
     }
 
-    /// Room for one more packet of any length, unless the batch is full.
+    /// Room for one more header and packet of any length, and a byte, unless the batch is full.
     pub(crate) fn room(&mut self) -> Option<&mut [u8]> {
         if self.used >= BATCH_BYTES_MAX {
             return None;
         }
-        Some(&mut self.bytes[self.used..self.used + super::handoff::PACKET_LEN_MAX])
+        let packet = self.used + CACHE_LINE;
+        Some(&mut self.bytes[packet - VNET_HEADER_LEN..=packet + super::handoff::PACKET_LEN_MAX])
     }
 
-    /// Keeps the first `len` bytes of the room; gives back where they lie.
+    /// Keeps the first `len` bytes of the packet in the room; gives back where they lie: at the start of a cache line.
     pub(crate) fn keep(&mut self, len: usize) -> Range<usize> {
-        let at = self.used;
-        // 64: the next frame starts on a cache line of its own.
-        self.used = (at + len).next_multiple_of(64);
+        let at = self.used + CACHE_LINE;
+        self.used = (at + len).next_multiple_of(CACHE_LINE);
         at..at + len
     }
 }
 
 impl Buffers for Arena {
+    const HEADROOM: usize = VNET_HEADER_LEN;
+
     fn buffer(&self, _index: usize) -> &[u8] {
         &self.bytes
     }
@@ -221,7 +231,7 @@ mod tests {
         let mut arena = Arena::new();
         let mut slots = Vec::new();
         for i in 0..5u8 {
-            arena.room().unwrap()[..100].fill(i);
+            arena.room().unwrap()[..VNET_HEADER_LEN + 100].fill(i);
             let head = arena.keep(100);
             if i != 2 {
                 slots.push(Slot::whole(0, head, Offload::default(), Ingress::Pods));

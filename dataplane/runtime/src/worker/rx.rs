@@ -18,6 +18,7 @@ use super::tx::count;
 use crate::clock::Instant;
 use crate::tun::Queue;
 use crate::udp::{Received, Receiver};
+use crate::vnet::VNET_HEADER_LEN;
 
 /// Messages in one receive from the overlay at most: single datagrams, where neither the sender nor a card's driver joined them.
 pub(crate) const MESSAGES_MAX: usize = 64;
@@ -147,7 +148,7 @@ impl Rx {
             let packet = parcel.bytes();
             match parcel.origin {
                 Origin::Ingress(ingress) => {
-                    room[..packet.len()].copy_from_slice(packet);
+                    room[VNET_HEADER_LEN..][..packet.len()].copy_from_slice(packet);
                     let slot = Slot::whole(0, self.arena.keep(packet.len()), parcel.offload, ingress);
                     // What another worker handed on it has counted itself.
                     if ingress == Ingress::Socket {

@@ -152,10 +152,9 @@ impl<'a> Tx<'a> {
     }
 
     fn write_frame(&mut self, side: Side<'_>, slot: &Slot, tails: &[Range<usize>], buffers: &mut impl Buffers) {
-        let bytes = buffers.buffer(slot.buffer);
-        let packets = slot.packets(bytes);
+        let packets = slot.packets(buffers.buffer(slot.buffer));
         if slot.offload == Offload::default() {
-            let written = write(self.queue(side), &VnetHeader::PLAIN, slot, tails, bytes);
+            let written = write(self.queue(side), &VnetHeader::PLAIN, slot, tails, buffers);
             return self.wrote(side, written, slot.len(), packets);
         }
         let Ok(parsed) = parse_head(slot, buffers.buffer_mut(slot.buffer)) else {
@@ -164,7 +163,7 @@ impl<'a> Tx<'a> {
         };
         let offer = self.offer(slot.offload.gso);
         if offer.is_none_or(Offer::on) {
-            let written = write(self.queue(side), &VnetHeader::of(slot.offload, &parsed), slot, tails, buffers.buffer(slot.buffer));
+            let written = write(self.queue(side), &VnetHeader::of(slot.offload, &parsed), slot, tails, buffers);
             match (&written, offer) {
                 (Err(error), Some(_)) if error.raw_os_error() == Some(libc::EINVAL) => self.offer_refused(side, slot.offload.gso),
                 (_, offer) => {
@@ -417,9 +416,15 @@ impl Buffers for Scratch {
     }
 }
 
-/// One `writev`: the head, and the tails where they lie.
+/// One `write` where the frame is in one piece with room for the header before it, else one `writev`: the head, and the tails where they lie.
 #[inline]
-fn write(queue: &Queue, header: &[u8; VNET_HEADER_LEN], slot: &Slot, tails: &[Range<usize>], bytes: &[u8]) -> io::Result<()> {
+fn write<B: Buffers>(queue: &Queue, header: &[u8; VNET_HEADER_LEN], slot: &Slot, tails: &[Range<usize>], buffers: &mut B) -> io::Result<()> {
+    if B::HEADROOM >= VNET_HEADER_LEN && tails.is_empty() {
+        let frame = &mut buffers.buffer_mut(slot.buffer)[slot.head.start - VNET_HEADER_LEN..slot.head.end];
+        frame[..VNET_HEADER_LEN].copy_from_slice(header);
+        return queue.write_whole(frame);
+    }
+    let bytes = buffers.buffer(slot.buffer);
     let head = IoSlice::new(&bytes[slot.head.clone()]);
     if tails.is_empty() {
         return queue.write(header, &[head]);
