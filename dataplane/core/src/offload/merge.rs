@@ -2,7 +2,8 @@
 //!
 //! The rules are those of the kernel's `inet_gro_receive`, `ipv6_gro_receive`, `tcp_gro_receive` and `udp_gro_receive`, so that what a
 //! pod sees is what it would have seen from a network card. A merged frame says `NEEDS_CSUM`, which its receiver believes: so each
-//! segment's checksums are verified before it becomes part of one.
+//! segment's checksums are verified before it becomes part of one, unless the kernel itself left them unfinished: what was made on this
+//! machine has none yet.
 
 use std::ops::Range;
 
@@ -66,11 +67,11 @@ impl MergePlan {
 }
 
 /// Merges the packets that lie at `segments` in `buffer`, in order, into the frames of `plan` (cleared first), and edits the headers of
-/// merged ones. Gives back how many segments it took: all, unless the plan is smaller than that.
+/// merged ones. Gives back how many segments it took: all, unless the plan is smaller than that. `checksum` is the state of each packet's.
 ///
 /// Only neighbours are merged, so no packet overtakes another. What cannot be merged (fragments, IPv4 options, IPv6 extension headers,
 /// ICMP, a wrong checksum, SYN, RST) is a frame of its own, untouched.
-pub fn merge(buffer: &mut [u8], segments: &[Range<usize>], plan: &mut MergePlan) -> usize {
+pub fn merge(buffer: &mut [u8], segments: &[Range<usize>], checksum: Checksum, plan: &mut MergePlan) -> usize {
     plan.frames.clear();
     plan.tails.clear();
     let room = plan.frames.capacity().min(plan.tails.capacity());
@@ -78,39 +79,39 @@ pub fn merge(buffer: &mut [u8], segments: &[Range<usize>], plan: &mut MergePlan)
     let mut open: Option<Run> = None;
     for range in &segments[..taken] {
         let bytes = buffer.get(range.clone()).unwrap_or_default();
-        let shape = Shape::of(bytes).filter(|shape| shape.wanted(plan) && shape.verified(bytes));
+        let shape = Shape::of(bytes).filter(|shape| shape.wanted(plan) && shape.verified(bytes, checksum));
         if let (Some(run), Some(shape)) = (&mut open, &shape)
             && run.takes(&buffer[run.head.clone()], bytes, shape)
         {
             run.append(bytes, shape);
             plan.tails.push(range.start + shape.header_len..range.start + shape.len);
             if run.full {
-                close(&mut open, buffer, plan);
+                close(&mut open, buffer, checksum, plan);
             }
             continue;
         }
         let next = shape.map(|shape| Run::start(range, bytes, shape, plan.tails.len()));
-        close(&mut open, buffer, plan);
+        close(&mut open, buffer, checksum, plan);
         open = next;
         if open.is_none() {
-            plan.frames.push(alone(range.clone(), plan.tails.len()));
+            plan.frames.push(alone(range.clone(), checksum, plan.tails.len()));
         }
         if open.as_ref().is_some_and(|run| run.full) {
-            close(&mut open, buffer, plan);
+            close(&mut open, buffer, checksum, plan);
         }
     }
-    close(&mut open, buffer, plan);
+    close(&mut open, buffer, checksum, plan);
     taken
 }
 
-fn alone(head: Range<usize>, tails: usize) -> Frame {
-    Frame { head, tails: tails..tails, tail_len: 0, offload: Offload::default(), segments: 1 }
+fn alone(head: Range<usize>, checksum: Checksum, tails: usize) -> Frame {
+    Frame { head, tails: tails..tails, tail_len: 0, offload: Offload { checksum, gso: Gso::None }, segments: 1 }
 }
 
-fn close(open: &mut Option<Run>, buffer: &mut [u8], plan: &mut MergePlan) {
+fn close(open: &mut Option<Run>, buffer: &mut [u8], checksum: Checksum, plan: &mut MergePlan) {
     let Some(run) = open.take() else { return };
     let frame = if run.segments == 1 {
-        alone(run.head, run.tails)
+        alone(run.head, checksum, run.tails)
     } else {
         let offload = run.write(&mut buffer[run.head.clone()]);
         let tail_len = run.payload - run.size;
@@ -171,10 +172,19 @@ impl Shape {
         self.len - self.header_len
     }
 
-    /// Whether the IPv4 header's and the transport checksum are right.
-    fn verified(&self, bytes: &[u8]) -> bool {
-        let header = !self.v4 || Sum::of(&bytes[..ipv4::HEADER_LEN]).is_whole();
-        header && (pseudo_header(bytes, self.v4, self.protocol, self.len - self.transport) + Sum::of(&bytes[self.transport..])).is_whole()
+    /// Whether the IPv4 header's and the transport checksum are right: an unfinished one if it is the pseudo header's.
+    fn verified(&self, bytes: &[u8], checksum: Checksum) -> bool {
+        if self.v4 && !Sum::of(&bytes[..ipv4::HEADER_LEN]).is_whole() {
+            return false;
+        }
+        let pseudo = pseudo_header(bytes, self.v4, self.protocol, self.len - self.transport);
+        match checksum {
+            Checksum::Full => (pseudo + Sum::of(&bytes[self.transport..])).is_whole(),
+            Checksum::Partial => {
+                let field = if self.protocol == protocol::TCP { tcp::CHECKSUM } else { udp::CHECKSUM };
+                pseudo.folded() == u16_at(bytes, self.transport + field)
+            }
+        }
     }
 }
 
@@ -196,6 +206,10 @@ struct Run {
     /// Payload bytes in all.
     payload: usize,
     segments: u16,
+    /// IPv4 identification of the first segment; 0 for IPv6.
+    id: u16,
+    /// The second had the same.
+    fixed_id: bool,
     /// FIN and PSH of the last segment.
     last_flags: u8,
     next_seq: u32,
@@ -209,7 +223,8 @@ impl Run {
         let size = shape.payload();
         let next_seq = if shape.protocol == protocol::TCP { u32_at(bytes, shape.transport + tcp::SEQUENCE).wrapping_add(size as u32) } else { 0 };
         let full = shape.flags & (FIN | PSH) != 0;
-        Run { head: range.clone(), shape, tails, size, payload: size, segments: 1, last_flags: 0, next_seq, full }
+        let id = if shape.v4 { u16_at(bytes, ipv4::ID) } else { 0 };
+        Run { head: range.clone(), shape, tails, size, payload: size, segments: 1, id, fixed_id: false, last_flags: 0, next_seq, full }
     }
 
     /// Whether a segment continues this run, whose first is `head`.
@@ -225,14 +240,17 @@ impl Run {
 
     fn same_network(&self, head: &[u8], bytes: &[u8]) -> bool {
         if self.shape.v4 {
-            // RFC 6864: with DF set the id means nothing. Without it, whoever cuts the frame again counts up, so it must count up here.
+            // Whoever cuts the frame again counts up, so it must count up here; or stay the same with DF set, where it means nothing
+            // (RFC 6864; the kernel's inet_gro_flush has the same rule).
             let dont_fragment = u16_at(bytes, ipv4::FLAGS_OFFSET) & ipv4::DONT_FRAGMENT != 0;
-            let counted = u16_at(bytes, ipv4::ID) == u16_at(head, ipv4::ID).wrapping_add(self.segments);
+            let id = u16_at(bytes, ipv4::ID);
+            let counted = !self.fixed_id && id == self.id.wrapping_add(self.segments);
+            let fixed = dont_fragment && id == self.id && (self.fixed_id || self.segments == 1);
             let equal = |from: usize, to: usize| head[from..to] == bytes[from..to];
             equal(ipv4::TRAFFIC_CLASS, ipv4::TOTAL_LEN)
                 && equal(ipv4::FLAGS_OFFSET, ipv4::PROTOCOL)
                 && equal(ipv4::SRC, ipv4::HEADER_LEN)
-                && (dont_fragment || counted)
+                && (counted || fixed)
         } else {
             // Version, traffic class and flow label; hop limit and addresses.
             head[..ipv6::PAYLOAD_LEN] == bytes[..ipv6::PAYLOAD_LEN]
@@ -259,6 +277,9 @@ impl Run {
 
     fn append(&mut self, bytes: &[u8], shape: &Shape) {
         let len = shape.payload();
+        if self.segments == 1 {
+            self.fixed_id = shape.v4 && u16_at(bytes, ipv4::ID) == self.id;
+        }
         self.payload += len;
         self.segments += 1;
         self.last_flags = shape.flags & (FIN | PSH);

@@ -45,6 +45,16 @@ fn packets(plan: &SplitPlan, made: Range<usize>, payloads: &[u8]) -> Vec<Vec<u8>
     plan.segments()[made].iter().map(|s| [&plan.scratch()[s.header.clone()][ROOM..], &payloads[s.payload.clone()]].concat()).collect()
 }
 
+/// The packets that a frame which `merge` made becomes.
+fn split_again(buffer: &mut [u8], plan: &MergePlan, frame: &Frame) -> Vec<Vec<u8>> {
+    let (front, behind) = buffer.split_at_mut(frame.head.end);
+    let packet = Packet { head: &mut front[frame.head.start..], tail_len: frame.tail_len, offload: frame.offload, ingress: Ingress::Pods };
+    let parsed = parse(&packet).unwrap();
+    let (tails, mut again) = (&plan.tails()[frame.tails.clone()], self::plan());
+    let range = split_merged(&packet, &parsed, behind, frame.head.end, tails, ROOM, &mut again).unwrap();
+    packets(&again, range, buffer)
+}
+
 fn split_all(bytes: &mut [u8], gso: Gso) -> Vec<Vec<u8>> {
     let packet = super_packet(bytes, gso);
     let parsed = parse(&packet).unwrap();
@@ -68,9 +78,14 @@ fn received(packets: &[Vec<u8>]) -> (Vec<u8>, Vec<Range<usize>>) {
 }
 
 fn merged(packets: &[Vec<u8>]) -> Vec<(Vec<u8>, Offload, u16)> {
+    merged_in(packets, Checksum::Full)
+}
+
+/// The frames made of packets whose checksums are in that state.
+fn merged_in(packets: &[Vec<u8>], checksum: Checksum) -> Vec<(Vec<u8>, Offload, u16)> {
     let (mut buffer, ranges) = received(packets);
     let mut plan = MergePlan::new(ranges.len(), Merging::On, Merging::On);
-    assert_eq!(merge(&mut buffer, &ranges, &mut plan), ranges.len());
+    assert_eq!(merge(&mut buffer, &ranges, checksum, &mut plan), ranges.len());
     assert_eq!(plan.frames().iter().map(|frame| usize::from(frame.segments)).sum::<usize>(), packets.len(), "every packet is in one frame");
     let frame_bytes = |frame: &Frame| {
         let tails = plan.tails()[frame.tails.clone()].iter();
@@ -270,7 +285,7 @@ fn a_plan_with_less_room_takes_what_fits() {
     let (mut buffer, ranges) = received(&split_all(&mut frame, Gso::Tcp { size: 1000, ecn: false }));
     let mut plan = MergePlan::new(3, Merging::On, Merging::On);
     plan.tcp = Merging::Off;
-    assert_eq!(merge(&mut buffer, &ranges, &mut plan), 3);
+    assert_eq!(merge(&mut buffer, &ranges, Checksum::Full, &mut plan), 3);
     assert_eq!(plan.frames().len(), 3);
 }
 
@@ -281,20 +296,146 @@ fn a_merged_frame_splits_into_the_packets_that_it_was_made_from() {
         let made = split_all(&mut frame, Gso::Tcp { size: 1000, ecn: false });
         let (mut buffer, ranges) = received(&made);
         let mut plan = MergePlan::new(64, Merging::On, Merging::On);
-        merge(&mut buffer, &ranges, &mut plan);
+        merge(&mut buffer, &ranges, Checksum::Full, &mut plan);
         let merged = &plan.frames()[0];
-        let (front, behind) = buffer.split_at_mut(merged.head.end);
-        let packet = Packet { head: &mut front[merged.head.start..], tail_len: merged.tail_len, offload: merged.offload, ingress: Ingress::Pods };
+        let packet =
+            Packet { head: &mut buffer.clone()[merged.head.clone()], tail_len: merged.tail_len, offload: merged.offload, ingress: Ingress::Pods };
         let parsed = parse(&packet).unwrap();
-        let mut again = SplitPlan::new(64, 64 * 100);
-        assert_eq!(split(&packet, &parsed, ROOM, &mut again), Err(DropReason::Truncated));
-        let range = split_merged(&packet, &parsed, behind, merged.head.end, &plan.tails()[merged.tails.clone()], ROOM, &mut again).unwrap();
-        assert_eq!(packets(&again, range, &buffer), made);
+        assert_eq!(split(&packet, &parsed, ROOM, &mut self::plan()), Err(DropReason::Truncated));
+        assert_eq!(split_again(&mut buffer, &plan, merged), made);
+    }
+}
+
+/// A datagram as a pod leaves it to its device: with DF, and a checksum that is that of the pseudo header.
+fn left_undone(v4: bool, payload: &[u8], id: u16) -> Vec<u8> {
+    let (src, dst) = ends(v4);
+    let bytes = testing::partial(&testing::udp(src, dst, payload));
+    if v4 { with_id(testing::with_dont_fragment(bytes), id) } else { bytes }
+}
+
+#[test]
+fn datagrams_made_on_this_machine_become_one_without_a_look_at_their_payload() {
+    // 10.0.0.1:1234 to 10.0.1.2:53, DF, unfinished checksums: "abcd", "efgh", "ij".
+    let made = [
+        b"\x45\x00\x00\x20\x00\x07\x40\x00\x40\x11\x25\xc4\x0a\x00\x00\x01\x0a\x00\x01\x02\x04\xd2\x00\x35\x00\x0c\x15\x20abcd".to_vec(),
+        b"\x45\x00\x00\x20\x00\x08\x40\x00\x40\x11\x25\xc3\x0a\x00\x00\x01\x0a\x00\x01\x02\x04\xd2\x00\x35\x00\x0c\x15\x20efgh".to_vec(),
+        b"\x45\x00\x00\x1e\x00\x09\x40\x00\x40\x11\x25\xc4\x0a\x00\x00\x01\x0a\x00\x01\x02\x04\xd2\x00\x35\x00\x0a\x15\x1eij".to_vec(),
+    ];
+    let one = b"\x45\x00\x00\x26\x00\x07\x40\x00\x40\x11\x25\xbe\x0a\x00\x00\x01\x0a\x00\x01\x02\x04\xd2\x00\x35\x00\x12\x15\x26abcdefghij";
+    let partial = |gso| Offload { checksum: Checksum::Partial, gso };
+    assert_eq!(merged_in(&made, Checksum::Partial), [(one.to_vec(), partial(Gso::Udp { size: 4 }), 3)]);
+    // The last is shorter, so nothing may follow it.
+    let frames = merged_in(&[&made[..], &made[..1]].concat(), Checksum::Partial);
+    assert_eq!(frames[1..], [(made[0].clone(), partial(Gso::None), 1)]);
+    // As full ones these are wrong.
+    assert_eq!(merged(&made).iter().map(|frame| frame.2).collect::<Vec<_>>(), [1, 1, 1]);
+}
+
+#[test]
+fn identifications_count_up_or_stay_the_same_with_dont_fragment() {
+    for (dont_fragment, ids, frames) in [
+        (true, [5, 6, 7], 1),
+        (true, [0, 0, 0], 1),
+        (true, [5, 5, 6], 2),
+        (true, [5, 5, 7], 2),
+        (true, [5, 6, 5], 2),
+        (true, [5, 7, 9], 3),
+        (false, [0xffff, 0, 1], 1),
+        (false, [5, 5, 5], 3),
+        (false, [5, 4, 3], 3),
+    ] {
+        let datagram = |id| {
+            let (src, dst) = ends(true);
+            let bytes = testing::partial(&testing::udp(src, dst, &[1; 100]));
+            with_id(if dont_fragment { testing::with_dont_fragment(bytes) } else { bytes }, id)
+        };
+        let made = ids.map(datagram);
+        assert_eq!(merged_in(&made, Checksum::Partial).len(), frames, "{ids:?}, dont_fragment: {dont_fragment}");
+        assert_eq!(merged(&made.map(|bytes| testing::complete(&bytes))).len(), frames, "{ids:?}, dont_fragment: {dont_fragment}");
+    }
+}
+
+#[test]
+fn datagrams_that_differ_in_more_than_payload_pass_alone_and_untouched() {
+    for v4 in [true, false] {
+        let pair = || [left_undone(v4, &[1; 100], 1), left_undone(v4, &[2; 100], 2)];
+        assert_eq!(merged_in(&pair(), Checksum::Partial).len(), 1);
+        // Of the second: a byte to change, and what it is.
+        let places: &[(usize, u8, &str)] = if v4 {
+            &[
+                (1, 4, "traffic class"),
+                (6, 0x40, "DF"),
+                (6, 0x20, "more fragments"),
+                (7, 1, "fragment offset"),
+                (8, 1, "TTL"),
+                (15, 1, "source"),
+                (21, 1, "port"),
+            ]
+        } else {
+            &[(1, 0x10, "traffic class"), (3, 1, "flow label"), (7, 1, "hop limit"), (23, 1, "source"), (39, 1, "destination"), (43, 1, "port")]
+        };
+        for (at, bits, what) in places {
+            let mut pair = pair();
+            pair[1][*at] ^= bits;
+            if v4 {
+                pair[1] = with_id(pair[1].clone(), 2);
+            }
+            // Else the sum alone would keep them apart.
+            if ["source", "destination"].contains(what) {
+                pair[1] = testing::partial(&pair[1]);
+            }
+            let frames = merged_in(&pair, Checksum::Partial);
+            assert_eq!(frames.iter().map(|frame| frame.0.clone()).collect::<Vec<_>>(), pair, "{what}");
+        }
+        let at = if v4 { 26 } else { 46 };
+        for (stored, what) in [([0x12, 0x34], "another sum than the pseudo header's"), ([0, 0], "none")] {
+            let mut pair = pair();
+            pair[1][at..at + 2].copy_from_slice(&stored);
+            assert_eq!(merged_in(&pair, Checksum::Partial).len(), 2, "{what}");
+        }
+    }
+    let mut pair = [left_undone(true, &[1; 100], 1), left_undone(true, &[2; 100], 2)];
+    pair[1][10] ^= 1;
+    assert_eq!(merged_in(&pair, Checksum::Partial)[1].0, pair[1], "a wrong header checksum is not made right");
+}
+
+#[test]
+fn a_superframe_has_64_datagrams_and_64_kib_at_most() {
+    for v4 in [true, false] {
+        let headers = if v4 { 28 } else { 48 };
+        for (size, most) in [(10, 64), (1000, 64), (1400, (PACKET_BYTES_MAX - headers) / 1400)] {
+            let made: Vec<_> = (0..most as u16 + 1).map(|id| left_undone(v4, &payload(size), id)).collect();
+            let frames = merged_in(&made, Checksum::Partial);
+            assert_eq!(frames.iter().map(|frame| usize::from(frame.2)).collect::<Vec<_>>(), [most, 1], "{size} bytes");
+        }
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn what_is_made_of_any_datagrams_splits_into_the_same_again(
+        v4: bool,
+        full: bool,
+        kinds in prop::collection::vec((prop::sample::select(vec![100usize, 100, 100, 37, 1]), 0u16..8, prop::sample::select(vec![64u8, 64, 64, 63])), 1..100),
+    ) {
+        let made: Vec<Vec<u8>> = kinds.iter().enumerate().map(|(index, (len, other, ttl))| {
+            let (src, dst) = ends(v4);
+            // One in eight is of another flow.
+            let src = if *other == 0 { src.replace("1234", "1235") } else { src.to_owned() };
+            let mut bytes = testing::udp(&src, dst, &payload(index + len)[index..]);
+            bytes[if v4 { 8 } else { 7 }] = *ttl;
+            let bytes = if v4 { with_id(bytes, index as u16) } else { bytes };
+            if full { bytes } else { testing::partial(&bytes) }
+        }).collect();
+        let (mut buffer, ranges) = received(&made);
+        let mut plan = MergePlan::new(100, Merging::On, Merging::On);
+        merge(&mut buffer, &ranges, if full { Checksum::Full } else { Checksum::Partial }, &mut plan);
+        let again: Vec<Vec<u8>> = plan.frames().iter().flat_map(|frame| split_again(&mut buffer, &plan, frame)).collect();
+        let whole: Vec<Vec<u8>> = made.iter().map(|bytes| if full { bytes.clone() } else { testing::complete(bytes) }).collect();
+        prop_assert_eq!(&again, &whole);
+    }
 
     #[test]
     fn split_then_merge_is_the_identity(
@@ -345,7 +486,8 @@ proptest! {
         let mut at = 0;
         let ranges: Vec<_> = cuts.iter().map(|len| { let from = at; at += len; from..at }).collect();
         let mut plan = MergePlan::new(16, Merging::On, Merging::On);
-        merge(&mut bytes.clone(), &ranges, &mut plan);
+        merge(&mut bytes.clone(), &ranges, Checksum::Full, &mut plan);
+        merge(&mut bytes.clone(), &ranges, Checksum::Partial, &mut plan);
         let gso = match (size, udp) { (0, _) => Gso::None, (_, true) => Gso::Udp { size }, _ => Gso::Tcp { size, ecn: false } };
         let mut packet = super_packet(&mut bytes, gso);
         if let Ok(parsed) = parse(&packet) {

@@ -11,6 +11,7 @@ mod desk;
 pub mod features;
 pub(crate) mod handoff;
 mod held;
+mod join;
 pub mod latency;
 pub(crate) mod rx;
 pub(crate) mod shared;
@@ -40,6 +41,7 @@ use self::desk::Desk;
 use self::features::Offers;
 use self::handoff::Parcel;
 use self::held::Held;
+use self::join::{Joined, neighbours};
 use self::latency::Latency;
 use self::rx::{Progress, Rx, TAILS_MAX};
 use self::shared::Shared;
@@ -300,6 +302,7 @@ pub(crate) struct Judge<'a> {
     pub(crate) tails: Vec<std::ops::Range<usize>>,
     /// What is written later.
     held: Held,
+    joined: Joined,
     tx: Tx<'a>,
     latency: Box<Latency>,
 }
@@ -317,6 +320,7 @@ impl<'a> Judge<'a> {
             slots: Vec::with_capacity(BATCH_LEN_MAX),
             tails: Vec::with_capacity(TAILS_MAX),
             held: Held::new(),
+            joined: Joined::new(),
             tx: Tx::new(shared, usize::from(id.0)),
             latency: Box::default(),
         }
@@ -338,17 +342,29 @@ impl<'a> Judge<'a> {
         let judged = Instant::read();
         request_masqueraded(self.shared, self.outbox.masquerade_ports());
         let mut waits = self.outbox.packet_waits().iter().peekable();
-        for (at, (slot, verdict)) in self.slots.iter().zip(&self.verdicts).enumerate() {
-            match waits.next_if(|(packet, _)| *packet == at) {
-                None => self.tx.carry_out(*verdict, slot, &self.tails, buffers, tables),
-                Some((_, wait)) => {
-                    let bytes = buffers.buffer(slot.buffer);
-                    let pieces = std::iter::once(&slot.head).chain(&self.tails[slot.tails.clone()]).map(|piece| &bytes[piece.clone()]);
-                    if !self.held.put(*wait, (*verdict, snapshot.generation), (slot.offload, slot.ingress), pieces) {
-                        self.counters.dropped(DropReason::BandwidthQueueFull, slot.packets(bytes));
-                    }
+        let joining = self.shared.offers.uso.on();
+        let mut at = 0;
+        while let (Some(slot), Some(verdict)) = (self.slots.get(at), self.verdicts.get(at)) {
+            if let Some((_, wait)) = waits.next_if(|(packet, _)| *packet == at) {
+                let bytes = buffers.buffer(slot.buffer);
+                let pieces = std::iter::once(&slot.head).chain(&self.tails[slot.tails.clone()]).map(|piece| &bytes[piece.clone()]);
+                if !self.held.put(*wait, (*verdict, snapshot.generation), (slot.offload, slot.ingress), pieces) {
+                    self.counters.dropped(DropReason::BandwidthQueueFull, slot.packets(bytes));
+                }
+                at += 1;
+                continue;
+            }
+            let until = waits.peek().map_or(self.slots.len(), |(packet, _)| *packet);
+            let count = if joining { neighbours(&self.slots[at..until], &self.verdicts[at..until], buffers) } else { 1 };
+            if count == 1 {
+                self.tx.carry_out(*verdict, slot, &self.tails, buffers, tables);
+            } else {
+                self.joined.join(&self.slots[at..at + count], buffers);
+                for joined in self.joined.slots(slot) {
+                    self.tx.carry_out(*verdict, &joined, self.joined.tails(), buffers, tables);
                 }
             }
+            at += count;
         }
         self.tx.flush(buffers);
         let mut waits = self.outbox.said_waits().iter().peekable();

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use podgate_core::decap;
 use podgate_core::offload::{MergePlan, Merging, merge};
-use podgate_core::packet::{Ingress, Network, Outer};
+use podgate_core::packet::{Checksum, Ingress, Network, Outer};
 use podgate_core::snapshot::Vnis;
 use podgate_core::verdict::{DropReason, WorkerId};
 
@@ -247,7 +247,7 @@ fn append(from: Outer, messages: &mut Messages, segments: &mut Vec<Range<usize>>
     if judge.slots.len() + segments.len() > BATCH_LEN_MAX || judge.tails.len() + segments.len() > TAILS_MAX {
         judge.run(messages, started);
     }
-    merge(messages.buffer_mut(0), segments, plan);
+    merge(messages.buffer_mut(0), segments, Checksum::Full, plan);
     let ingress = Ingress::Overlay(from);
     for frame in plan.frames() {
         let tails_at = judge.tails.len();

@@ -236,7 +236,8 @@ impl Node {
         self.start_on(peer, pod_tuns, |_, _| {})
     }
 
-    fn start_on(
+    /// The same where `change` is the last that happens to the devices before the workers start.
+    pub fn start_on(
         &self,
         peer: Option<&Node>,
         pod_tuns: Vec<(TunId, PodTun)>,
