@@ -19,7 +19,7 @@
 use crate::addr::{Addr, Tuple, protocol};
 use crate::packet::Checksum;
 use crate::parse::{Parsed, Transport};
-use crate::wire::checksum::{Delta, Stored, Sum};
+use crate::wire::checksum::{Delta, Folded, Stored, Sum};
 use crate::wire::ip::{self, Family};
 use crate::wire::{icmp, ipv4, ipv6, set_u16, tcp, u16_at, udp};
 
@@ -62,17 +62,18 @@ impl Change {
     pub fn new(from: &Tuple, to: &Tuple) -> Change {
         let addresses = Delta::addr(from.src, to.src) + Delta::addr(from.dst, to.dst);
         let ports = Delta::word(from.src_port, to.src_port) + Delta::word(from.dst_port, to.dst_port);
-        Change(u32::from(addresses.folded()) | u32::from(ports.folded()) << 16)
+        let [addresses, ports] = [addresses, ports].map(|delta| u32::from(Folded::from(delta).0));
+        Change(addresses | ports << 16)
     }
 
     #[inline]
-    fn addresses(self) -> Delta {
-        Delta::from_folded(self.0 as u16)
+    fn addresses(self) -> Folded {
+        Folded(self.0 as u16)
     }
 
     #[inline]
-    fn ports(self) -> Delta {
-        Delta::from_folded((self.0 >> 16) as u16)
+    fn ports(self) -> Folded {
+        Folded((self.0 >> 16) as u16)
     }
 }
 
@@ -195,19 +196,19 @@ fn set_ports(transport: &mut [u8], src_port: u16, dst_port: u16) -> Delta {
 }
 
 #[inline]
-fn change(head: &mut [u8], at: usize, delta: Delta) {
+fn change(head: &mut [u8], at: usize, delta: impl Into<Folded>) {
     let stored = Stored(u16_at(head, at)).changed(delta);
     set_u16(head, at, stored.0);
 }
 
 #[inline(always)]
-fn change_udp(head: &mut [u8], at: usize, delta: Delta) {
+fn change_udp(head: &mut [u8], at: usize, delta: impl Into<Folded>) {
     let stored = Stored(u16_at(head, at)).changed_udp(delta);
     set_u16(head, at, stored.0);
 }
 
 #[inline]
-fn change_partial(head: &mut [u8], at: usize, delta: Delta) {
+fn change_partial(head: &mut [u8], at: usize, delta: impl Into<Folded>) {
     let sum = Sum::of_words(&[u16_at(head, at)]).changed(delta);
     set_u16(head, at, sum.folded());
 }

@@ -26,6 +26,10 @@ pub struct Stored(pub u16);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Delta(u64);
 
+/// A [`Delta`] in 16 bits: what is applied to many packets is folded once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Folded(pub u16);
+
 /// Bytes summed per step: eight accumulators of 64 bits, so that the compiler uses whole vector registers.
 const BLOCK_LEN: usize = 32;
 
@@ -105,8 +109,8 @@ impl Sum {
     /// The sum after a change.
     #[inline]
     #[must_use]
-    pub fn changed(self, delta: Delta) -> Sum {
-        Sum(u64::from(fold(self.0)) + delta.0)
+    pub fn changed(self, delta: impl Into<Folded>) -> Sum {
+        Sum(u64::from(fold(self.0)) + u64::from(delta.into().0))
     }
 }
 
@@ -133,15 +137,16 @@ impl Stored {
     /// What the field holds after a change. Not for UDP, see [`Stored::changed_udp`].
     #[inline]
     #[must_use]
-    pub fn changed(self, delta: Delta) -> Stored {
+    pub fn changed(self, delta: impl Into<Folded>) -> Stored {
         // RFC 1624 §3, eqn. 3: HC' = ~(~HC + ~m + m').
-        Stored(!fold(u64::from(!self.0) + delta.0))
+        let Folded(sum) = Folded(!self.0) + delta.into();
+        Stored(!sum)
     }
 
     /// The same for UDP: 0 says that there is no checksum and stays, and a result of 0 is written as 0xffff (RFC 768).
     #[inline]
     #[must_use]
-    pub fn changed_udp(self, delta: Delta) -> Stored {
+    pub fn changed_udp(self, delta: impl Into<Folded>) -> Stored {
         if self.0 == 0 { self } else { self.changed(delta).for_udp() }
     }
 
@@ -174,22 +179,29 @@ impl Delta {
         Delta(u64::from(!old) + u64::from(new))
     }
 
-    /// From what [`Delta::folded`] said.
-    #[inline]
-    pub const fn from_folded(folded: u16) -> Delta {
-        Delta(folded as u64)
-    }
-
-    /// The change in 16 bits.
-    #[inline]
-    pub fn folded(self) -> u16 {
-        fold(self.0)
-    }
 
     /// A region whose sum was `old` and is `new`.
     #[inline]
     pub fn sums(old: Sum, new: Sum) -> Delta {
         Delta::word(fold(old.0), fold(new.0))
+    }
+}
+
+impl From<Delta> for Folded {
+    #[inline]
+    fn from(delta: Delta) -> Folded {
+        Folded(fold(delta.0))
+    }
+}
+
+impl Add for Folded {
+    type Output = Folded;
+
+    /// One's complement addition: the carry comes back in below (RFC 1071 §2 (C)). Only two zeros make 0.
+    #[inline]
+    fn add(self, other: Folded) -> Folded {
+        let (sum, carry) = self.0.overflowing_add(other.0);
+        Folded(sum + u16::from(carry))
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! Read first: RFC 791 §3.1, RFC 8200 §3, RFC 3168 §5 for ECN, RFC 6890 for scopes.
 
-use super::checksum::Delta;
+use super::checksum::{Delta, Folded};
 use super::{ipv4, ipv6};
 use crate::addr::Addr;
 
@@ -63,8 +63,17 @@ pub enum Scope {
     Broadcast,
 }
 
-/// First octets of IPv4 addresses that may be something else than unicast: 0, 127, 169, 224 to 239, 255.
-const NOT_PLAIN: [u64; 4] = [1, 1 << 63, 1 << (169 - 128), 0xffff << (224 - 192) | 1 << 63];
+/// Whether an IPv4 address that begins with this octet is unicast, whatever follows.
+const PLAIN: [bool; 256] = {
+    let mut plain = [true; 256];
+    (plain[0], plain[127], plain[169], plain[255]) = (false, false, false, false);
+    let mut multicast = 224;
+    while multicast < 240 {
+        plain[multicast] = false;
+        multicast += 1;
+    }
+    plain
+};
 
 impl Scope {
     /// An address's scope. `240.0.0.0/4` counts as unicast: clusters short of addresses use it for pods.
@@ -73,7 +82,7 @@ impl Scope {
         if addr.is_v4() {
             let first = addr.v4_octets()[0];
             // One look for what nearly every address is.
-            if NOT_PLAIN[usize::from(first >> 6)] >> (first & 63) & 1 == 0 {
+            if PLAIN[usize::from(first)] {
                 return Scope::Unicast;
             }
             match addr.v4_octets() {
@@ -153,7 +162,7 @@ pub fn set_addresses(head: &mut [u8], src: Addr, dst: Addr) -> Delta {
 
 /// [`set_addresses`] where it is known how the sum changes.
 #[inline]
-pub fn replace_addresses(head: &mut [u8], src: Addr, dst: Addr, delta: Delta) {
+pub fn replace_addresses(head: &mut [u8], src: Addr, dst: Addr, delta: Folded) {
     match Family::of_packet(head) {
         Some(Family::V4) => ipv4::replace_addresses(head, src, dst, delta),
         _ => ipv6::replace_addresses(head, src, dst),

@@ -2,7 +2,7 @@
 //!
 //! Read first: RFC 791 §3.1; RFC 6864 for the identification.
 
-use super::checksum::{Delta, Stored, Sum};
+use super::checksum::{Delta, Folded, Stored, Sum};
 use super::{set_u16, u16_at};
 use crate::addr::Addr;
 
@@ -101,7 +101,7 @@ pub fn set_addresses(head: &mut [u8], src: Addr, dst: Addr) -> Delta {
 
 /// Writes both addresses, and the header checksum by the change of the sum.
 #[inline(always)]
-pub fn replace_addresses(head: &mut [u8], src: Addr, dst: Addr, delta: Delta) {
+pub fn replace_addresses(head: &mut [u8], src: Addr, dst: Addr, delta: impl Into<Folded>) {
     let header = head.first_chunk_mut::<HEADER_LEN>().expect("a whole IPv4 header");
     header[SRC..DST].copy_from_slice(&src.v4_octets());
     header[DST..].copy_from_slice(&dst.v4_octets());
