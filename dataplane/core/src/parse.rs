@@ -96,10 +96,10 @@ pub fn parse(packet: &Packet<'_>) -> Result<Parsed, DropReason> {
 /// it is something else, or something is the matter with it, and [`parse`] says what.
 #[inline(always)]
 pub fn parse_plain(packet: &Packet<'_>) -> Option<Parsed> {
-    if packet.head.first()? >> 4 == 6 {
+    let (header, body): (&ipv4::Header, _) = packet.head.split_first_chunk()?;
+    if header[0] >> 4 == 6 {
         return parse_plain_v6(packet);
     }
-    let header: &ipv4::Header = packet.head.first_chunk()?;
     let flags_offset = ipv4::flags_offset(header);
     let (len, src) = (usize::from(ipv4::total_len(header)), ipv4::src(header));
     let plain = header[0] == 0x45 && flags_offset & !ipv4::DONT_FRAGMENT == 0;
@@ -110,7 +110,7 @@ pub fn parse_plain(packet: &Packet<'_>) -> Option<Parsed> {
         return None;
     }
     let protocol = header[ipv4::PROTOCOL];
-    let upper = plain_upper::<{ ipv4::HEADER_LEN }>(packet.head, len, protocol)?;
+    let upper = plain_upper(body, len.checked_sub(ipv4::HEADER_LEN)?, protocol)?;
     Some(Parsed {
         tuple: Tuple { src, dst: ipv4::dst(header), src_port: upper.src_port, dst_port: upper.dst_port, protocol },
         transport: ipv4::HEADER_LEN as u16,
@@ -125,14 +125,15 @@ pub fn parse_plain(packet: &Packet<'_>) -> Option<Parsed> {
 
 #[inline(always)]
 fn parse_plain_v6(packet: &Packet<'_>) -> Option<Parsed> {
-    let header: &ipv6::Header = packet.head.first_chunk()?;
-    let len = ipv6::HEADER_LEN + usize::from(ipv6::payload_len(header));
+    let (header, body): (&ipv6::Header, _) = packet.head.split_first_chunk()?;
+    let payload_len = usize::from(ipv6::payload_len(header));
+    let len = ipv6::HEADER_LEN + payload_len;
     let (src, dst) = (ipv6::src(header), ipv6::dst(header));
     if len > packet.len() || src.is_v4() || dst.is_v4() || Scope::of(src) != Scope::Unicast {
         return None;
     }
     let protocol = header[ipv6::NEXT_HEADER];
-    let upper = plain_upper::<{ ipv6::HEADER_LEN }>(packet.head, len, protocol)?;
+    let upper = plain_upper(body, payload_len, protocol)?;
     Some(Parsed {
         tuple: Tuple { src, dst, src_port: upper.src_port, dst_port: upper.dst_port, protocol },
         transport: ipv6::HEADER_LEN as u16,
@@ -145,11 +146,9 @@ fn parse_plain_v6(packet: &Packet<'_>) -> Option<Parsed> {
     })
 }
 
-/// The TCP or UDP header at `AT` in the head of a packet of `len` bytes.
+/// The TCP or UDP header in `body`, what is at hand of a payload of `payload_len` bytes.
 #[inline(always)]
-fn plain_upper<const AT: usize>(head: &[u8], len: usize, protocol: u8) -> Option<Upper> {
-    let body = head.get(AT..)?;
-    let payload_len = len.checked_sub(AT)?;
+fn plain_upper(body: &[u8], payload_len: usize, protocol: u8) -> Option<Upper> {
     let start: &[u8; udp::HEADER_LEN] = body.first_chunk()?;
     let kind = match protocol {
         protocol::UDP => {

@@ -19,7 +19,7 @@
 
 use super::sync::{AtomicU64, Ordering, fence};
 use super::tcp::Life;
-use super::{Direction, Flow, FlowRef, Kind, NewFlow, Now, Opener, Stage};
+use super::{Direction, Fetch, Flow, FlowRef, Kind, NewFlow, Now, Opener, Stage};
 use crate::addr::{Addr, Tuple};
 use crate::balance::LoadSlot;
 use crate::nat::Change;
@@ -118,13 +118,6 @@ impl Packed {
         }
     }
 
-    /// What the other words are where both addresses are of IPv4.
-    #[inline]
-    fn v4(lows: u64, ports: u32) -> Packed {
-        const MIDDLES: u64 = 0x0000_ffff_0000_ffff;
-        Packed { lows, ports, highs: [0, 0], middles: MIDDLES }
-    }
-
     #[inline]
     pub fn tuple(&self, protocol: u8) -> Tuple {
         let addr = |high: u64, shift: u32| {
@@ -137,6 +130,27 @@ impl Packed {
             dst_port: (self.ports >> 16) as u16,
             protocol,
         }
+    }
+}
+
+/// A tuple of IPv4 as a record holds it, without the protocol: the other words say nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct PackedV4 {
+    lows: u64,
+    ports: u32,
+}
+
+impl PackedV4 {
+    #[inline]
+    fn is(self, tuple: &Tuple) -> bool {
+        let Packed { lows, ports, .. } = Packed::new(tuple);
+        tuple.is_v4() && self == PackedV4 { lows, ports }
+    }
+
+    #[inline]
+    fn tuple(self, protocol: u8) -> Tuple {
+        let [src, dst] = [self.lows as u32, (self.lows >> 32) as u32].map(|bits| Addr::from_v4(bits.to_be_bytes()));
+        Tuple { src, dst, src_port: self.ports as u16, dst_port: (self.ports >> 16) as u16, protocol }
     }
 }
 
@@ -350,26 +364,26 @@ impl Record {
         let meta = Meta(load(META));
         let (here, there) = (direction as usize, 1 - direction as usize);
         let ports = |at: usize| (load(PORTS) >> (32 * at)) as u32;
-        let (arriving, other) = if meta.is_v4() {
-            let packed = |at: usize| Packed::v4(load(LOWS + at), ports(at));
-            (packed(here), packed(there))
+        let (fits, other) = if meta.is_v4() {
+            let packed = |at: usize| PackedV4 { lows: load(LOWS + at), ports: ports(at) };
+            (packed(here).is(from), packed(there).tuple(from.protocol))
         } else {
             let highs = |at: usize| [load(HIGHS + 2 * at), load(HIGHS + 2 * at + 1)];
             let packed = |at: usize| Packed { lows: load(LOWS + at), ports: ports(at), highs: highs(at), middles: load(MIDDLES + at) };
-            (packed(here), packed(there))
+            (packed(here) == Packed::new(from), packed(there).tuple(from.protocol))
         };
         let (changes, life) = (load(CHANGES), load(LIFE));
         // Pairs with the Release fence in `write`.
         fence(Ordering::Acquire);
-        let same = self.ctrl(Ordering::Relaxed).version() == before.version();
-        if !same || before.state() != State::Live || meta.is_direct_return() || arriving != Packed::new(from) || meta.protocol() != from.protocol {
+        let same = self.ctrl(Ordering::Relaxed) == before;
+        if !same || before.state() != State::Live || meta.is_direct_return() || !fits || meta.protocol() != from.protocol {
             return None;
         }
         Some(Hit {
             version: before.version(),
             opener: meta.opener()?,
             life: life_from(life, before.version())?,
-            to: other.tuple(from.protocol).reversed(),
+            to: other.reversed(),
             change: Change((changes >> (32 * here)) as u32),
         })
     }
@@ -391,10 +405,10 @@ impl Record {
 
     /// Fetches the lines that [`Record::hit`] reads.
     #[inline]
-    pub(super) fn warm(&self, is_v4: bool, fetch: impl Fn(&AtomicU64)) {
-        fetch(&self.0[CTRL]);
+    pub(super) fn warm<F: Fetch>(&self, is_v4: bool) {
+        F::fetch(&self.0[CTRL]);
         if !is_v4 {
-            fetch(&self.0[HIGHS]);
+            F::fetch(&self.0[HIGHS]);
         }
     }
 

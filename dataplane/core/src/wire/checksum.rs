@@ -179,7 +179,6 @@ impl Delta {
         Delta(u64::from(!old) + u64::from(new))
     }
 
-
     /// A region whose sum was `old` and is `new`.
     #[inline]
     pub fn sums(old: Sum, new: Sum) -> Delta {
