@@ -67,7 +67,7 @@ pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> R
 }
 
 /// A pod's packet, if its source is an address of a pod that sends by this way.
-#[inline]
+#[inline(always)]
 fn of_pod(snapshot: &Snapshot, src: Addr, tun: Option<TunId>) -> Result<Sender, DropReason> {
     let pod = snapshot.pods.get(src).filter(|pod| pod.tun == tun).ok_or(DropReason::SpoofedByPod)?;
     Ok(Sender::Pod { limited: pod.limits.is_some() })

@@ -526,7 +526,7 @@ fn may_be_cut(packet: &Packet<'_>, parsed: &Parsed) -> bool {
 /// The largest packet that the way to `hop` takes, in bytes.
 fn mtu_of(snapshot: &Snapshot, hop: Hop) -> u32 {
     match hop {
-        Hop::Pod { mtu, .. } => mtu,
+        Hop::Pod { mtu, .. } => mtu.into(),
         Hop::Peer(peer) | Hop::DirectReturn(peer) => snapshot.peers[peer.0 as usize].mtu,
         Hop::Outside => snapshot.node.outside_mtu,
         Hop::Node => u32::MAX,

@@ -37,6 +37,9 @@ const TAG_WORDS: usize = 2;
 #[cfg(loom)]
 const TAG_WORDS: usize = 1;
 
+/// Bits from one place to the next where words of tags are laid over each other.
+const PLACE_BITS: usize = 16 / TAG_WORDS;
+
 /// The lowest bit of each lane.
 const LANES: u64 = 0x0001_0001_0001_0001;
 
@@ -72,7 +75,7 @@ impl Entry {
     }
 }
 
-/// Places whose tag fits, as bits: place n's is bit 16 (n / TAG_WORDS) + n % TAG_WORDS.
+/// Places whose tag fits, as bits: place n's is bit n * PLACE_BITS.
 #[derive(Clone, Copy)]
 struct Found(u64);
 
@@ -85,7 +88,7 @@ impl Found {
         }
         let bit = self.0.trailing_zeros() as usize;
         self.0 &= self.0 - 1;
-        Some(bit / 16 * TAG_WORDS + bit % 16)
+        Some(bit / PLACE_BITS)
     }
 }
 
@@ -102,7 +105,7 @@ impl Bucket {
             // Lanes that are zero ("Hacker's Delight" §6-1). A lane of 1 above a zero counts as well: its entry leads to a record that
             // does not fit.
             let zero = differing.wrapping_sub(LANES) & !differing & LANES << 15;
-            found |= zero >> 15 << n;
+            found |= zero >> 15 << (n * PLACE_BITS);
         }
         Found(found)
     }

@@ -363,20 +363,31 @@ impl Record {
         let load = |word: usize| self.0[word].load(Ordering::Relaxed);
         let meta = Meta(load(META));
         let (here, there) = (direction as usize, 1 - direction as usize);
-        let ports = |at: usize| (load(PORTS) >> (32 * at)) as u32;
-        let (fits, other) = if meta.is_v4() {
-            let packed = |at: usize| PackedV4 { lows: load(LOWS + at), ports: ports(at) };
-            (packed(here).is(from), packed(there).tuple(from.protocol))
+        // This direction's half, and the other's.
+        let halves = |word: u64| match direction {
+            Direction::Original => [word as u32, (word >> 32) as u32],
+            Direction::Reply => [(word >> 32) as u32, word as u32],
+        };
+        let (ports, [change, _]) = (halves(load(PORTS)), halves(load(CHANGES)));
+        // That it does not fit may be said of halves of two flows: the stages look again.
+        let other = if meta.is_v4() {
+            if !(PackedV4 { lows: load(LOWS + here), ports: ports[0] }).is(from) {
+                return None;
+            }
+            PackedV4 { lows: load(LOWS + there), ports: ports[1] }.tuple(from.protocol)
         } else {
             let highs = |at: usize| [load(HIGHS + 2 * at), load(HIGHS + 2 * at + 1)];
-            let packed = |at: usize| Packed { lows: load(LOWS + at), ports: ports(at), highs: highs(at), middles: load(MIDDLES + at) };
-            (packed(here) == Packed::new(from), packed(there).tuple(from.protocol))
+            let packed = |at: usize, ports| Packed { lows: load(LOWS + at), ports, highs: highs(at), middles: load(MIDDLES + at) };
+            if packed(here, ports[0]) != Packed::new(from) {
+                return None;
+            }
+            packed(there, ports[1]).tuple(from.protocol)
         };
-        let (changes, life) = (load(CHANGES), load(LIFE));
+        let life = load(LIFE);
         // Pairs with the Release fence in `write`.
         fence(Ordering::Acquire);
         let same = self.ctrl(Ordering::Relaxed) == before;
-        if !same || before.state() != State::Live || meta.is_direct_return() || !fits || meta.protocol() != from.protocol {
+        if !same || before.state() != State::Live || meta.is_direct_return() || meta.protocol() != from.protocol {
             return None;
         }
         Some(Hit {
@@ -384,7 +395,7 @@ impl Record {
             opener: meta.opener()?,
             life: life_from(life, before.version())?,
             to: other.reversed(),
-            change: Change((changes >> (32 * here)) as u32),
+            change: Change(change),
         })
     }
 
@@ -393,7 +404,7 @@ impl Record {
     pub(super) fn see(&self, now: Now) {
         // Relaxed: nothing else is read because of it. The maximum, so that a worker that slept between its check of the version and
         // this store cannot make a later flow in the record older than it is.
-        if now.0 >= self.0[LAST_SEEN].load(Ordering::Relaxed).saturating_add(COARSE_MS) {
+        if now.0.saturating_sub(COARSE_MS) >= self.0[LAST_SEEN].load(Ordering::Relaxed) {
             self.0[LAST_SEEN].fetch_max(now.0, Ordering::Relaxed);
         }
     }
