@@ -1,9 +1,9 @@
 //! The thread that puts the flow table on huge pages once the workers run.
 //!
 //! Not before, since packets wait at a start and a table of a million flows takes a fifth of a second of a processor. While one huge page is filled,
-//! a packet whose flow lies there waits: two milliseconds at most, and longer if the thread that fills it waits for a processor itself.
-//! So it has the priority of any other thread, and rests between two pages. Two threads on one processor, the other looking up flows all
-//! the while: 13 ms a page, and of 232 pages one made a lookup wait for it, for 6 ms.
+//! a packet whose flow lies there waits: some two milliseconds, and longer if the thread that fills it waits for a processor itself.
+//! So it has the priority of any other thread, and rests between two pages. At worst, with a thread on the same processor that looks up flows all the
+//! while, 232 pages took 13 ms each; one of them made a lookup wait for it, for 6 ms, and the processor itself was away for up to 30.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
