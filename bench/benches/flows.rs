@@ -9,6 +9,7 @@ use podgate_core::addr::{Addr, Tuple, protocol};
 use podgate_core::balance::LoadSlot;
 use podgate_core::flow::{Cursor, Kind, NewFlow, Now, Opener, OwnedFlows};
 use podgate_core::verdict::WorkerId;
+use podgate_runtime::flow_file::Prefetch;
 
 const BATCH: usize = 64;
 const KEY: [u64; 2] = [1, 2];
@@ -62,9 +63,9 @@ fn lookups(c: &mut Criterion<CpuTime>) {
             b.iter(|| {
                 let tuples = batches.next().expect("a cycle has no end");
                 let hashes: [_; BATCH] = std::array::from_fn(|n| table.hash(&tuples[n]));
-                hashes.iter().for_each(|hash| table.warm(*hash));
+                hashes.iter().for_each(|hash| table.warm::<Prefetch>(*hash));
                 let likely = hashes.map(|hash| table.likely(hash));
-                tuples.iter().zip(likely).for_each(|(tuple, likely)| table.warm_record(tuple, likely));
+                tuples.iter().zip(likely).for_each(|(tuple, likely)| table.warm_record::<Prefetch>(tuple, likely));
                 for (tuple, likely) in tuples.iter().zip(likely) {
                     black_box(table.hit(tuple, likely).expect("a known flow").to());
                 }

@@ -11,14 +11,14 @@ use podgate_core::addr::{Addr, protocol};
 use podgate_core::balance::Balance;
 use podgate_core::counters::Counters;
 use podgate_core::fib::{Pod, PodTable, PrefixMap};
-use podgate_core::flow::{Now, OwnedFlows, Timeouts};
+use podgate_core::flow::{FlowTable, Now, OwnedFlows, Timeouts};
 use podgate_core::packet::{Ingress, Network, Offload, Outer, Packet};
 use podgate_core::pipeline::{Env, Outbox, Pipeline};
 use podgate_core::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, ServiceTable, TrafficPolicy};
 use podgate_core::snapshot::{Generation, Masquerade, NodeTables, OutsideToPods, Peer, Snapshot};
 use podgate_core::testing::{self, addr};
 use podgate_core::verdict::{DropReason, Verdict, WorkerId};
-use podgate_runtime::flow_file;
+use podgate_runtime::flow_file::{FlowFile, Prefetch};
 
 /// Pods of this node, of each family.
 pub const PODS: u32 = 250;
@@ -81,13 +81,33 @@ impl Family {
     }
 }
 
+/// The memory of a flow table.
+#[derive(Debug)]
+pub enum Flows {
+    /// The process's own.
+    Owned(OwnedFlows),
+    /// A file, as the daemon has it.
+    File(FlowFile),
+}
+
+impl Flows {
+    /// The table.
+    #[inline]
+    pub fn table(&self) -> FlowTable<'_> {
+        match self {
+            Flows::Owned(flows) => flows.table(),
+            Flows::File(flows) => flows.table(),
+        }
+    }
+}
+
 /// One worker with everything it reads.
 #[derive(Debug)]
 pub struct World {
     /// The tables.
     pub snapshot: Arc<Snapshot>,
     /// The flow table.
-    pub flows: Arc<OwnedFlows>,
+    pub flows: Arc<Flows>,
     counters: Counters,
     pipeline: Pipeline,
     outbox: Outbox,
@@ -98,7 +118,12 @@ pub struct World {
 impl World {
     /// A node whose flow table has room for `flows`.
     pub fn new(flows: usize) -> World {
-        let flows = OwnedFlows::new(flows, [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]).fetching_by(flow_file::fetch);
+        let flows = OwnedFlows::new(flows, [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]);
+        World::with_flows(Flows::Owned(flows))
+    }
+
+    /// A node with this flow table.
+    pub fn with_flows(flows: Flows) -> World {
         World::of(snapshot().into(), flows.into(), 0)
     }
 
@@ -107,7 +132,7 @@ impl World {
         World::of(self.snapshot.clone(), self.flows.clone(), worker)
     }
 
-    fn of(snapshot: Arc<Snapshot>, flows: Arc<OwnedFlows>, worker: u16) -> World {
+    fn of(snapshot: Arc<Snapshot>, flows: Arc<Flows>, worker: u16) -> World {
         World {
             snapshot,
             flows,
@@ -125,7 +150,7 @@ impl World {
         self.outbox.clear();
         let env =
             Env { snapshot: &self.snapshot, flows: self.flows.table(), now: self.now, now_ns: self.now.0 * 1_000_000, counters: &self.counters };
-        self.pipeline.run(&env, batch, &mut self.verdicts, &mut self.outbox);
+        self.pipeline.run::<Prefetch>(&env, batch, &mut self.verdicts, &mut self.outbox);
         &self.verdicts
     }
 

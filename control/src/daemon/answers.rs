@@ -121,7 +121,7 @@ impl Daemon {
         let dataplane = self.dataplane()?;
         let now = Instant::now();
         let inner = self.inner.borrow();
-        let features = dataplane.features();
+        let (features, huge_pages) = (dataplane.features(), dataplane.huge_pages());
         let snapshot = dataplane.snapshot();
         let mut problems: Vec<String> = inner.problems.iter().cloned().collect();
         problems.extend(inner.checks.iter().filter(|check| !check.ok).map(|check| format!("{}: {}", check.name, check.detail)));
@@ -166,6 +166,7 @@ impl Daemon {
             "peers": snapshot.peers.len(),
             "flows": dataplane.flows().len(),
             "flowCapacity": dataplane.flows().capacity(),
+            "flowHugePages": { "used": huge_pages.used, "room": huge_pages.room, "bytes": huge_pages.bytes },
             "uptimeSeconds": self.started.elapsed().as_secs(),
             "checks": inner.checks,
             "problems": problems,

@@ -11,7 +11,7 @@ use crate::flow::Opener;
 use crate::packet::{Ingress, Network, Outer, Packet};
 use crate::parse::{Parsed, Transport};
 use crate::snapshot::Snapshot;
-use crate::verdict::{DropReason, PeerId, TunId};
+use crate::verdict::{DropReason, PeerId};
 use crate::wire::ip::{self, Scope};
 
 /// A packet that may go on: who is behind its source address.
@@ -59,16 +59,16 @@ pub fn admit(snapshot: &Snapshot, packet: &mut Packet<'_>, parsed: &Parsed) -> R
         return Err(DropReason::IcmpForbidden);
     }
     match packet.ingress {
-        Ingress::Pods => of_pod(snapshot, src, None),
-        Ingress::Pod(tun) => of_pod(snapshot, src, Some(tun)),
+        Ingress::Pods | Ingress::Pod(_) => of_pod(snapshot, src, packet.ingress),
         Ingress::Host | Ingress::Socket => admit_from_host(snapshot, src),
         Ingress::Overlay(outer) => admit_from_peer(snapshot, packet, parsed, outer),
     }
 }
 
 /// A pod's packet, if its source is an address of a pod that sends by this way.
-#[inline]
-fn of_pod(snapshot: &Snapshot, src: Addr, tun: Option<TunId>) -> Result<Sender, DropReason> {
+#[inline(always)]
+fn of_pod(snapshot: &Snapshot, src: Addr, ingress: Ingress) -> Result<Sender, DropReason> {
+    let tun = if let Ingress::Pod(tun) = ingress { Some(tun) } else { None };
     let pod = snapshot.pods.get(src).filter(|pod| pod.tun == tun).ok_or(DropReason::SpoofedByPod)?;
     Ok(Sender::Pod { limited: pod.limits.is_some() })
 }

@@ -60,7 +60,7 @@ pub enum Hop {
     /// A pod of this node; the MTU of its interface.
     Pod {
         /// In bytes.
-        mtu: u32,
+        mtu: u16,
         /// Whether what it receives is limited.
         limited: bool,
         /// Its own TUN; none if it is reached through the TUN `pods`.
@@ -75,6 +75,9 @@ pub enum Hop {
     /// A peer that has the backend, which the packet reaches as it is: the reply leaves there.
     DirectReturn(PeerId),
 }
+
+/// It is handed about in one register.
+const _: () = assert!(size_of::<Result<Hop, DropReason>>() == 8);
 
 /// A flow to be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -431,7 +434,7 @@ fn hop_elsewhere(snapshot: &Snapshot, dst: Addr) -> Result<Hop, DropReason> {
 /// The hop to a pod of this node.
 #[inline]
 fn hop_to_pod(pod: &Pod) -> Hop {
-    Hop::Pod { mtu: pod.mtu.into(), limited: pod.limits.is_some(), tun: pod.tun }
+    Hop::Pod { mtu: pod.mtu, limited: pod.limits.is_some(), tun: pod.tun }
 }
 
 /// How what `src` says to the outside is masqueraded, if it is: a pod may be left out of it.

@@ -96,10 +96,10 @@ pub fn parse(packet: &Packet<'_>) -> Result<Parsed, DropReason> {
 /// it is something else, or something is the matter with it, and [`parse`] says what.
 #[inline(always)]
 pub fn parse_plain(packet: &Packet<'_>) -> Option<Parsed> {
-    if packet.head.first()? >> 4 == 6 {
+    let (header, body): (&ipv4::Header, _) = packet.head.split_first_chunk()?;
+    if header[0] >> 4 == 6 {
         return parse_plain_v6(packet);
     }
-    let header: &ipv4::Header = packet.head.first_chunk()?;
     let flags_offset = ipv4::flags_offset(header);
     let (len, src) = (usize::from(ipv4::total_len(header)), ipv4::src(header));
     let plain = header[0] == 0x45 && flags_offset & !ipv4::DONT_FRAGMENT == 0;
@@ -110,54 +110,55 @@ pub fn parse_plain(packet: &Packet<'_>) -> Option<Parsed> {
         return None;
     }
     let protocol = header[ipv4::PROTOCOL];
-    let upper = plain_upper::<{ ipv4::HEADER_LEN }>(packet.head, len, protocol)?;
+    let transport_kind = plain_transport(body, len.checked_sub(ipv4::HEADER_LEN)?, protocol)?;
+    let (src_port, dst_port) = ports(*body.first_chunk()?);
     Some(Parsed {
-        tuple: Tuple { src, dst: ipv4::dst(header), src_port: upper.src_port, dst_port: upper.dst_port, protocol },
+        tuple: Tuple { src, dst: ipv4::dst(header), src_port, dst_port, protocol },
         transport: ipv4::HEADER_LEN as u16,
         len: len as u32,
         ttl: header[ipv4::TTL],
         traffic_class: header[ipv4::TRAFFIC_CLASS],
         dont_fragment: flags_offset != 0,
         fragment: None,
-        transport_kind: upper.kind,
+        transport_kind,
     })
 }
 
 #[inline(always)]
 fn parse_plain_v6(packet: &Packet<'_>) -> Option<Parsed> {
-    let header: &ipv6::Header = packet.head.first_chunk()?;
-    let len = ipv6::HEADER_LEN + usize::from(ipv6::payload_len(header));
+    let (header, body): (&ipv6::Header, _) = packet.head.split_first_chunk()?;
+    let payload_len = usize::from(ipv6::payload_len(header));
+    let len = ipv6::HEADER_LEN + payload_len;
     let (src, dst) = (ipv6::src(header), ipv6::dst(header));
     if len > packet.len() || src.is_v4() || dst.is_v4() || Scope::of(src) != Scope::Unicast {
         return None;
     }
     let protocol = header[ipv6::NEXT_HEADER];
-    let upper = plain_upper::<{ ipv6::HEADER_LEN }>(packet.head, len, protocol)?;
+    let transport_kind = plain_transport(body, payload_len, protocol)?;
+    let (src_port, dst_port) = ports(*body.first_chunk()?);
     Some(Parsed {
-        tuple: Tuple { src, dst, src_port: upper.src_port, dst_port: upper.dst_port, protocol },
+        tuple: Tuple { src, dst, src_port, dst_port, protocol },
         transport: ipv6::HEADER_LEN as u16,
         len: len as u32,
         ttl: header[ipv6::HOP_LIMIT],
         traffic_class: ipv6::traffic_class(header),
         dont_fragment: true,
         fragment: None,
-        transport_kind: upper.kind,
+        transport_kind,
     })
 }
 
-/// The TCP or UDP header at `AT` in the head of a packet of `len` bytes.
+/// What the TCP or UDP header in `body` says, which is what is at hand of a payload of `payload_len` bytes.
 #[inline(always)]
-fn plain_upper<const AT: usize>(head: &[u8], len: usize, protocol: u8) -> Option<Upper> {
-    let body = head.get(AT..)?;
-    let payload_len = len.checked_sub(AT)?;
+fn plain_transport(body: &[u8], payload_len: usize, protocol: u8) -> Option<Transport> {
     let start: &[u8; udp::HEADER_LEN] = body.first_chunk()?;
-    let kind = match protocol {
+    match protocol {
         protocol::UDP => {
             let datagram_len = usize::from(u16::from_be_bytes([start[udp::LEN], start[udp::LEN + 1]]));
             if !(udp::HEADER_LEN..=payload_len).contains(&datagram_len) {
                 return None;
             }
-            Transport::Udp
+            Some(Transport::Udp)
         }
         protocol::TCP => {
             let header: &[u8; tcp::HEADER_LEN] = body.first_chunk()?;
@@ -165,12 +166,10 @@ fn plain_upper<const AT: usize>(head: &[u8], len: usize, protocol: u8) -> Option
             if !(tcp::HEADER_LEN..=payload_len.min(body.len())).contains(&usize::from(header_len)) {
                 return None;
             }
-            Transport::Tcp { flags: header[tcp::FLAGS], header_len }
+            Some(Transport::Tcp { flags: header[tcp::FLAGS], header_len })
         }
-        _ => return None,
-    };
-    let (src_port, dst_port) = ports([start[0], start[1], start[2], start[3]]);
-    Some(Upper { src_port, dst_port, kind })
+        _ => None,
+    }
 }
 
 #[inline]

@@ -22,7 +22,7 @@ use crate::counters::Counters;
 use crate::decide::{self, Decision, Hop, Opening, Say, Source, decide};
 use crate::encap;
 use crate::fib::within;
-use crate::flow::{Cursor, Flow, FlowTable, Hash, Kind, Likely, Now};
+use crate::flow::{Cursor, Fetch, Flow, FlowTable, Hash, Kind, Likely, Now};
 use crate::fragment::{FragmentKey, FragmentLimits, FragmentTable, Tail};
 use crate::icmp::{self, Answer, Silence, TokenBucket};
 use crate::nat;
@@ -66,10 +66,8 @@ pub struct Pipeline {
     worker: WorkerId,
     /// The place in its batch of the packet that is being judged.
     at: usize,
-    /// The batch's packets as `parse` found them.
-    parsed: Vec<Result<(Parsed, Hash), DropReason>>,
-    /// Their flows, as far as one look at the index tells.
-    likely: Vec<Likely>,
+    /// The batch's packets as the loops of `run` find them, at their places in the batch.
+    met: Box<[Result<Met, DropReason>]>,
     fragments: FragmentTable<Result<Onward, DropReason>>,
     /// Where free records are looked for; known with the first flow, since it begins in this worker's own part of the table.
     free_records: Option<Cursor>,
@@ -80,6 +78,16 @@ pub struct Pipeline {
     scratch: Vec<u8>,
     /// Identification of the IPv6 datagrams that are cut here.
     fragment_id: u32,
+}
+
+/// A packet before it is judged.
+#[derive(Clone, Copy, Debug)]
+struct Met {
+    parsed: Parsed,
+    /// Of its tuple.
+    hash: Hash,
+    /// Its flow, as far as one look at the index tells.
+    likely: Likely,
 }
 
 /// What a fragment's head decided for its tails.
@@ -123,8 +131,7 @@ impl Pipeline {
         Pipeline {
             worker,
             at: 0,
-            parsed: Vec::with_capacity(BATCH_LEN_MAX),
-            likely: Vec::with_capacity(BATCH_LEN_MAX),
+            met: vec![Err(DropReason::Truncated); BATCH_LEN_MAX].into(),
             fragments: FragmentTable::new(FragmentLimits::default(), seed),
             free_records: None,
             sweep_at: 0,
@@ -136,46 +143,38 @@ impl Pipeline {
     }
 
     /// Judges `batch`: one verdict for each packet, in order, into `verdicts` (cleared first; give it room for the batch), and what the
-    /// gateway itself has to say into `outbox`. Drops are counted here; traffic is counted by the caller, who reads and writes.
-    pub fn run(&mut self, env: &Env<'_>, batch: &mut [Packet<'_>], verdicts: &mut Vec<Verdict>, outbox: &mut Outbox) {
+    /// gateway itself has to say into `outbox`. Drops are counted here; traffic is counted by the caller, who reads and writes. `F` is how the flow
+    /// table's cache lines are fetched.
+    pub fn run<F: Fetch>(&mut self, env: &Env<'_>, batch: &mut [Packet<'_>], verdicts: &mut Vec<Verdict>, outbox: &mut Outbox) {
         debug_assert!(batch.len() <= BATCH_LEN_MAX);
         verdicts.clear();
         // Borrowed from `self` for the batch, so that packets are judged where they lie.
-        let (mut parsed, mut likely) = (std::mem::take(&mut self.parsed), std::mem::take(&mut self.likely));
-        parsed.clear();
-        likely.clear();
+        let mut met = std::mem::take(&mut self.met);
         // Fetched in one loop, used in the next: the cache misses of a batch overlap with each other and with its work.
-        for packet in batch.iter() {
+        for (packet, met) in batch.iter().zip(&mut met) {
             match parse_plain(packet) {
-                Some(found) => parsed.push(Ok(with_hash(env, found))),
-                None => parse_other(env, packet, &mut parsed),
+                Some(parsed) => *met = Ok(Met::new::<F>(env, parsed)),
+                None => *met = parse_other::<F>(env, packet),
             }
         }
-        likely.extend(parsed.iter().map(|parsed| match parsed {
-            Ok((parsed, hash)) => {
-                let likely = env.flows.likely(*hash);
-                env.flows.warm_record(&parsed.tuple, likely);
-                likely
+        for met in met[..batch.len()].iter_mut().flatten() {
+            met.likely = env.flows.likely(met.hash);
+            env.flows.warm_record::<F>(&met.parsed.tuple, met.likely);
+        }
+        verdicts.extend(batch.iter_mut().zip(&met).enumerate().map(|(at, (packet, met))| match met {
+            Ok(Met { parsed, hash, likely }) => follow_known(env, packet, parsed, *likely).unwrap_or_else(|| {
+                self.at = at;
+                self.judge(env, packet, parsed, *hash, outbox).unwrap_or_else(|reason| {
+                    env.counters.dropped(reason, offload::wire_packets(packet, parsed).into());
+                    Verdict::Drop(reason)
+                })
+            }),
+            Err(reason) => {
+                env.counters.dropped(*reason, 1);
+                Verdict::Drop(*reason)
             }
-            Err(_) => Likely::NONE,
         }));
-        for (at, ((packet, parsed), likely)) in batch.iter_mut().zip(&parsed).zip(&likely).enumerate() {
-            self.at = at;
-            verdicts.push(match parsed {
-                Ok((parsed, hash)) => match follow_known(env, packet, parsed, *likely) {
-                    Some(verdict) => verdict,
-                    None => self.judge(env, packet, parsed, *hash, outbox).unwrap_or_else(|reason| {
-                        env.counters.dropped(reason, offload::wire_packets(packet, parsed).into());
-                        Verdict::Drop(reason)
-                    }),
-                },
-                Err(reason) => {
-                    env.counters.dropped(*reason, 1);
-                    Verdict::Drop(*reason)
-                }
-            });
-        }
-        (self.parsed, self.likely) = (parsed, likely);
+        self.met = met;
     }
 
     /// Work between batches: fragments whose time is up, a step of the flow table's sweep. Call it every 10 to 100 ms.
@@ -467,16 +466,18 @@ impl Pipeline {
 
 /// Stage 1 for what is not plain. Apart, so that what is plain is written at once where it is to lie.
 #[inline(never)]
-fn parse_other(env: &Env<'_>, packet: &Packet<'_>, parsed: &mut Vec<Result<(Parsed, Hash), DropReason>>) {
-    parsed.push(parse(packet).map(|found| with_hash(env, found)));
+fn parse_other<F: Fetch>(env: &Env<'_>, packet: &Packet<'_>) -> Result<Met, DropReason> {
+    parse(packet).map(|parsed| Met::new::<F>(env, parsed))
 }
 
-/// What `parse` found with its tuple's hash, by which the index is fetched.
-#[inline]
-fn with_hash(env: &Env<'_>, parsed: Parsed) -> (Parsed, Hash) {
-    let hash = env.flows.hash(&parsed.tuple);
-    env.flows.warm(hash);
-    (parsed, hash)
+impl Met {
+    /// What `parse` found with its tuple's hash, by which the index is fetched.
+    #[inline]
+    fn new<F: Fetch>(env: &Env<'_>, parsed: Parsed) -> Met {
+        let hash = env.flows.hash(&parsed.tuple);
+        env.flows.warm::<F>(hash);
+        Met { parsed, hash, likely: Likely::NONE }
+    }
 }
 
 /// Stage 6: when a packet may leave by the limits of its sender and, unless the gateway itself takes it, of its receiver. `None`: at once.
@@ -525,7 +526,7 @@ fn may_be_cut(packet: &Packet<'_>, parsed: &Parsed) -> bool {
 /// The largest packet that the way to `hop` takes, in bytes.
 fn mtu_of(snapshot: &Snapshot, hop: Hop) -> u32 {
     match hop {
-        Hop::Pod { mtu, .. } => mtu,
+        Hop::Pod { mtu, .. } => mtu.into(),
         Hop::Peer(peer) | Hop::DirectReturn(peer) => snapshot.peers[peer.0 as usize].mtu,
         Hop::Outside => snapshot.node.outside_mtu,
         Hop::Node => u32::MAX,

@@ -9,9 +9,8 @@
 //! which would be SIGBUS. For the same reason every block is allocated before the file is mapped: on a full tmpfs a hole would be
 //! SIGBUS at the first write.
 //!
-//! Pages are ordinary ones, mapped at once so that no packet waits for a page fault. Huge pages would spare TLB misses, but on a tmpfs
-//! they are the mount's (`huge=`) or the administrator's to grant (`shmem_enabled`), and a reservation of them can fail at start; a
-//! batch's lookups are prefetched instead ([`FlowTable::warm`]).
+//! Pages are mapped at once so that no packet waits for a page fault: ordinary ones at first, or what huge ones a predecessor left. The
+//! runtime makes the others huge by and by ([`FlowFile::collapse`]).
 //!
 //! Read first: flock(2), posix_fallocate(3), mmap(2) on SIGBUS.
 
@@ -21,13 +20,16 @@ use std::mem::size_of;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{Flock, FlockArg};
 use podgate_core::affinity;
 use podgate_core::balance::loads_for;
-use podgate_core::flow::{Bucket, FlowTable, Memory, RECORDS_MAX, Record, Recovered, layout};
+use podgate_core::flow::{Bucket, Fetch, FlowTable, Memory, RECORDS_MAX, Record, Recovered, layout};
+
+mod mapping;
+
+use mapping::{HUGE_PAGE, Mapping};
 
 /// Raise it when the meaning of a record, a bucket of either table, a load counter or the header changes, or their order.
 const LAYOUT_VERSION: u32 = 3;
@@ -40,12 +42,25 @@ const HEADER_LEN: usize = 4096;
 /// An open flow table file, mapped and locked.
 #[derive(Debug)]
 pub struct FlowFile {
-    map: MmapRaw,
+    map: Mapping,
+    /// Huge pages known to be under it.
+    huge: AtomicUsize,
     /// Holds the lock.
     _file: Flock<File>,
     records: usize,
     buckets: usize,
     key: [u64; 2],
+}
+
+/// How much of a flow table's file is on huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HugePages {
+    /// Huge pages known to be under it.
+    pub used: usize,
+    /// Those that there is room for; what is left is less than one.
+    pub room: usize,
+    /// Bytes of one.
+    pub bytes: usize,
 }
 
 /// What was found at the path.
@@ -179,15 +194,33 @@ impl FlowFile {
             // Last, so that a file whose making was cut short is none.
             file.write_all_at(&header.encode(), 0).map_err(failed("writing its header"))?;
         }
-        let map = MmapOptions::new().len(header.file_len() as usize).populate().map_raw(&*file).map_err(failed("mapping it"))?;
-        let flows = FlowFile { map, _file: file, records, buckets, key: header.key };
+        let map = Mapping::new(&file, header.file_len() as usize).map_err(failed("mapping it"))?;
+        let flows = FlowFile { map, huge: AtomicUsize::new(0), _file: file, records, buckets, key: header.key };
         let opened = opened.unwrap_or_else(|| Opened::Recovered(flows.table().recover()));
         Ok((flows, opened))
     }
 
+    /// How much of it is on huge pages.
+    pub fn huge_pages(&self) -> HugePages {
+        // Relaxed: a number for people.
+        HugePages { used: self.huge.load(Ordering::Relaxed), room: self.map.huge_pages(), bytes: HUGE_PAGE }
+    }
+
+    /// Puts the `n`th 2 MiB of it on a huge page. Once for each `n`: those that were already are found to be and counted. It allocates the page
+    /// before it gives the ordinary ones back, and the file is whole from the start, so it does not grow.
+    ///
+    /// # Panics
+    ///
+    /// If `n` is not less than [`HugePages::room`].
+    pub fn collapse(&self, n: usize) -> io::Result<()> {
+        self.map.collapse(n)?;
+        self.huge.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// The table in it.
     pub fn table(&self) -> FlowTable<'_> {
-        let base = self.map.as_mut_ptr().cast_const();
+        let base = self.map.base();
         let (affinity_len, loads_len) = (affinity::buckets_for(self.records), loads_for(self.records));
         // SAFETY: the mapping is shared and writable, page-aligned and as long as the header and the four slices together (`file_len`;
         // `open` asked for that length, allocated it, and the lock keeps every other gateway from cutting it), so all slices are
@@ -203,28 +236,32 @@ impl FlowFile {
                 buckets: std::slice::from_raw_parts(buckets.cast::<Bucket>(), self.buckets),
                 affinity: std::slice::from_raw_parts(affinity.cast::<affinity::Bucket>(), affinity_len),
                 loads: std::slice::from_raw_parts(loads.cast::<AtomicU64>(), loads_len),
-                fetch,
             }
         };
         FlowTable::new(self.key, memory)
     }
 }
 
-/// Brings the cache line of a word nearer without waiting for it.
-#[inline]
-pub fn fetch(word: &AtomicU64) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, for any address; no memory is accessed as far as the program can tell.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(word).cast());
+/// A [`Fetch`] that waits for nothing: the processor's own instruction.
+#[derive(Debug)]
+pub enum Prefetch {}
+
+impl Fetch for Prefetch {
+    #[inline]
+    fn fetch(word: &AtomicU64) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint, for any address; no memory is accessed as far as the program can tell.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(word).cast());
+        }
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above (Arm ARM C6.2, PRFM).
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) std::ptr::from_ref(word), options(nostack, preserves_flags, readonly));
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        podgate_core::flow::Touch::fetch(word);
     }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above (Arm ARM C6.2, PRFM).
-    unsafe {
-        std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) std::ptr::from_ref(word), options(nostack, preserves_flags, readonly));
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    podgate_core::flow::touch(word);
 }
 
 /// What the first page says.
@@ -437,6 +474,44 @@ mod tests {
         assert_eq!(damage(&|file| rewrite(file, &|header| header.boot[0] ^= 1)), ReplacedReason::Boot);
         let (_, opened) = FlowFile::open(&path, 200).unwrap();
         assert_eq!(opened, Opened::Replaced(ReplacedReason::Capacity { found: 100, wanted: 200 }));
+    }
+
+    #[test]
+    fn flows_stay_while_their_memory_becomes_huge_pages_and_a_successor_has_them_too() {
+        // A tmpfs on every Linux, which the temporary directory need not be.
+        let path = PathBuf::from(format!("/dev/shm/podgate-flows-{}-huge", std::process::id()));
+        let (flows, _) = FlowFile::open(&path, 60_000).unwrap();
+        insert(&flows, 1..60_000);
+        let (room, before) = (flows.huge_pages().room, allocated(&path));
+        assert!(room >= 4, "{room}");
+        let refused = (0..room).map(|n| flows.collapse(n)).find_map(Result::err);
+        let found = |flows: &FlowFile| (1..60_000).filter(|n| flows.table().lookup(&tuple(*n)).is_some()).count();
+        assert_eq!(found(&flows), 59_999);
+        assert_eq!(allocated(&path), before);
+        let used = flows.huge_pages().used;
+        match refused {
+            Some(error) => eprintln!("skipped: {error}"),
+            None => assert_eq!((used, huge_bytes(&path)), (room, room * HUGE_PAGE)),
+        }
+        drop(flows);
+        let (flows, opened) = FlowFile::open(&path, 60_000).unwrap();
+        let kept = huge_bytes(&path);
+        fs::remove_file(&path).unwrap();
+        assert_eq!((found(&flows), opened), (59_999, Opened::Recovered(Recovered { live: 59_999, unfinished: 0, discarded: 0 })));
+        assert_eq!(kept, used * HUGE_PAGE);
+    }
+
+    /// Bytes that the file system has for it.
+    fn allocated(path: &Path) -> u64 {
+        std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path).unwrap()) * 512
+    }
+
+    /// Bytes of a file on a tmpfs that this process has mapped by huge pages.
+    fn huge_bytes(path: &Path) -> usize {
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut of_file = maps.lines().skip_while(|line| !line.ends_with(path.to_str().unwrap()));
+        let kib = of_file.find_map(|line| line.strip_prefix("ShmemPmdMapped:")).unwrap();
+        kib.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
     }
 
     #[test]

@@ -57,6 +57,7 @@ mod dhcp;
 pub mod ethtool;
 pub mod flow_file;
 pub mod handed;
+mod huge_pages;
 mod link;
 pub mod netns;
 pub mod netstack;

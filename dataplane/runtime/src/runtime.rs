@@ -19,7 +19,8 @@ use podgate_core::verdict::{TunId, WorkerId};
 use crate::clock;
 use crate::dhcp::Served;
 pub use crate::dhcp::{DhcpClient, DhcpError};
-use crate::flow_file::FlowFile;
+use crate::flow_file::{FlowFile, HugePages};
+use crate::huge_pages;
 use crate::netns::Netns;
 use crate::netstack::StatusPage;
 use crate::pod_tun::Patchbay;
@@ -207,6 +208,9 @@ impl Runtime {
         }
         let thread = std::thread::Builder::new().name("ports".to_owned());
         runtime.threads.push(thread.spawn(move || ports.run(&ports_reader)).map_err(system("start the thread of the port sockets"))?);
+        let thread = std::thread::Builder::new().name("huge-pages".to_owned());
+        let run = move || huge_pages::run(&shared.flows, &shared.stop);
+        runtime.threads.push(thread.spawn(run).map_err(system("start the thread of the huge pages"))?);
         Ok(runtime)
     }
 
@@ -298,6 +302,11 @@ impl Runtime {
     /// The flow table.
     pub fn flows(&self) -> FlowTable<'_> {
         self.shared.flows.table()
+    }
+
+    /// How much of the flow table's memory is on huge pages: all of it some seconds after the start, where the kernel does that.
+    pub fn huge_pages(&self) -> HugePages {
+        self.shared.flows.huge_pages()
     }
 
     /// The offloads in use.
@@ -417,6 +426,8 @@ impl Runtime {
             inbox.wake();
         }
         for thread in self.threads.drain(..) {
+            // That of the huge pages rests parked.
+            thread.thread().unpark();
             // A worker's panics are caught; that of another thread has been printed.
             let _ = thread.join();
         }

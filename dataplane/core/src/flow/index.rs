@@ -10,6 +10,8 @@
 //! over: at 70 % one insertion in 600 finds no place, at 60 % one in 45,000, at 50 % none of 8 million. (Replacement is what hurts: a table
 //! that is only filled takes 70 %.) So [`super::layout`] gives it twice the places that its flows can need.
 
+use std::num::NonZeroU32;
+
 use super::Direction;
 use super::hash::Hash;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
@@ -35,6 +37,9 @@ const TAG_WORDS: usize = 2;
 #[cfg(loom)]
 const TAG_WORDS: usize = 1;
 
+/// Bits from one place to the next where words of tags are laid over each other.
+const PLACE_BITS: usize = 16 / TAG_WORDS;
+
 /// The lowest bit of each lane.
 const LANES: u64 = 0x0001_0001_0001_0001;
 
@@ -47,7 +52,7 @@ const PLACE_TRIES: usize = 16;
 
 /// A place of the index that is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry(u32);
+pub(super) struct Entry(NonZeroU32);
 
 /// The most records that entries can number.
 pub const RECORDS_MAX: usize = (1 << 31) - 1;
@@ -55,22 +60,22 @@ pub const RECORDS_MAX: usize = (1 << 31) - 1;
 impl Entry {
     #[inline]
     pub fn new(direction: Direction, record: u32) -> Entry {
-        Entry((direction as u32) << 31 | (record + 1))
+        Entry(NonZeroU32::new((direction as u32) << 31 | (record + 1)).expect("a record's number is less than RECORDS_MAX"))
     }
 
     #[inline]
     pub fn direction(self) -> Direction {
-        if self.0 >> 31 == 0 { Direction::Original } else { Direction::Reply }
+        if self.0.get() >> 31 == 0 { Direction::Original } else { Direction::Reply }
     }
 
     /// The record's number.
     #[inline]
     pub fn record(self) -> u32 {
-        (self.0 & !(1 << 31)).wrapping_sub(1)
+        (self.0.get() & !(1 << 31)).wrapping_sub(1)
     }
 }
 
-/// Places whose tag fits, as bits: place n's is bit 16 (n / TAG_WORDS) + n % TAG_WORDS.
+/// Places whose tag fits, as bits: place n's is bit n * PLACE_BITS.
 #[derive(Clone, Copy)]
 struct Found(u64);
 
@@ -83,7 +88,7 @@ impl Found {
         }
         let bit = self.0.trailing_zeros() as usize;
         self.0 &= self.0 - 1;
-        Some(bit / 16 * TAG_WORDS + bit % 16)
+        Some(bit / PLACE_BITS)
     }
 }
 
@@ -100,7 +105,7 @@ impl Bucket {
             // Lanes that are zero ("Hacker's Delight" §6-1). A lane of 1 above a zero counts as well: its entry leads to a record that
             // does not fit.
             let zero = differing.wrapping_sub(LANES) & !differing & LANES << 15;
-            found |= zero >> 15 << n;
+            found |= zero >> 15 << (n * PLACE_BITS);
         }
         Found(found)
     }
@@ -109,10 +114,7 @@ impl Bucket {
     #[inline]
     fn entry(&self, place: usize) -> Option<Entry> {
         // Relaxed: behind the Acquire of `find`.
-        match self.entries[place].load(Ordering::Relaxed) {
-            0 => None,
-            entry => Some(Entry(entry)),
-        }
+        NonZeroU32::new(self.entries[place].load(Ordering::Relaxed)).map(Entry)
     }
 
     /// The entries with this tag.
@@ -162,7 +164,7 @@ impl<'a> Buckets<'a> {
             let bucket = if free[0] > SPARE || free[0] >= free[1] { pair[0] } else { pair[1] };
             let Some(place) = bucket.entries.iter().position(|place| place.load(Ordering::Relaxed) == 0) else { continue };
             // Acquire pairs with the Release in `remove`: the last entry's tag is gone.
-            if bucket.entries[place].compare_exchange(0, entry.0, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+            if bucket.entries[place].compare_exchange(0, entry.0.get(), Ordering::Acquire, Ordering::Relaxed).is_ok() {
                 // Release pairs with the Acquire in `find`.
                 let (tags, shift) = bucket.lane(place);
                 tags.fetch_or(u64::from(hash.tag()) << shift, Ordering::Release);
@@ -177,7 +179,7 @@ impl<'a> Buckets<'a> {
         for bucket in self.pair(hash) {
             for (n, place) in bucket.entries.iter().enumerate() {
                 // Relaxed: nobody else writes to a place that holds this entry.
-                if place.load(Ordering::Relaxed) == entry.0 {
+                if place.load(Ordering::Relaxed) == entry.0.get() {
                     let (tags, shift) = bucket.lane(n);
                     tags.fetch_and(!(0xffff << shift), Ordering::Relaxed);
                     // Release pairs with the Acquire in `place`. That the entry is gone must be known to who claims the record next, too,

@@ -22,11 +22,12 @@
 //! The commit is one compare-and-swap, so a reader sees both directions of a flow or neither. A killed process leaves records in any of
 //! these states and an index that may lag behind; [`FlowTable::recover`] rebuilds the index from the live records and frees the rest.
 //!
-//! Files: `hash` (the keyed hash), `record` (the words of a record), `index` (the buckets), `insert` (how a flow is created and two
+//! Files: `hash` (the keyed hash), `fetch` (cache lines before they are needed), `record` (the words of a record), `index` (the buckets), `insert` (how a flow is created and two
 //! workers agree), `tcp` (stages), `table` (everything else); `model` checks the memory orders with loom.
 //!
 //! Read first: passt's `flow.h` for the manner, the kernel's `nf_conntrack_core.c` (`__nf_conntrack_confirm`, `early_drop`) for the job.
 
+mod fetch;
 pub(crate) mod hash;
 mod index;
 mod insert;
@@ -44,11 +45,12 @@ use std::time::Duration;
 use crate::addr::{Tuple, protocol};
 use crate::balance::LoadSlot;
 
+pub use fetch::{Fetch, Touch};
 pub use hash::Hash;
 pub use index::{Bucket, RECORDS_MAX};
 pub use insert::Cursor;
 pub use record::Record;
-pub use table::{Fetch, FlowTable, Hit, Likely, Memory, OwnedFlows, Recovered, Swept, layout, touch};
+pub use table::{FlowTable, Hit, Likely, Memory, OwnedFlows, Recovered, Swept, layout};
 
 /// Lifetimes of flows, as nf_conntrack's defaults unless configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,7 +19,7 @@
 
 use super::sync::{AtomicU64, Ordering, fence};
 use super::tcp::Life;
-use super::{Direction, Flow, FlowRef, Kind, NewFlow, Now, Opener, Stage};
+use super::{Direction, Fetch, Flow, FlowRef, Kind, NewFlow, Now, Opener, Stage};
 use crate::addr::{Addr, Tuple};
 use crate::balance::LoadSlot;
 use crate::nat::Change;
@@ -118,13 +118,6 @@ impl Packed {
         }
     }
 
-    /// What the other words are where both addresses are of IPv4.
-    #[inline]
-    fn v4(lows: u64, ports: u32) -> Packed {
-        const MIDDLES: u64 = 0x0000_ffff_0000_ffff;
-        Packed { lows, ports, highs: [0, 0], middles: MIDDLES }
-    }
-
     #[inline]
     pub fn tuple(&self, protocol: u8) -> Tuple {
         let addr = |high: u64, shift: u32| {
@@ -137,6 +130,27 @@ impl Packed {
             dst_port: (self.ports >> 16) as u16,
             protocol,
         }
+    }
+}
+
+/// A tuple of IPv4 as a record holds it, without the protocol: the other words say nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct PackedV4 {
+    lows: u64,
+    ports: u32,
+}
+
+impl PackedV4 {
+    #[inline]
+    fn is(self, tuple: &Tuple) -> bool {
+        let Packed { lows, ports, .. } = Packed::new(tuple);
+        tuple.is_v4() && self == PackedV4 { lows, ports }
+    }
+
+    #[inline]
+    fn tuple(self, protocol: u8) -> Tuple {
+        let [src, dst] = [self.lows as u32, (self.lows >> 32) as u32].map(|bits| Addr::from_v4(bits.to_be_bytes()));
+        Tuple { src, dst, src_port: self.ports as u16, dst_port: (self.ports >> 16) as u16, protocol }
     }
 }
 
@@ -349,28 +363,39 @@ impl Record {
         let load = |word: usize| self.0[word].load(Ordering::Relaxed);
         let meta = Meta(load(META));
         let (here, there) = (direction as usize, 1 - direction as usize);
-        let ports = |at: usize| (load(PORTS) >> (32 * at)) as u32;
-        let (arriving, other) = if meta.is_v4() {
-            let packed = |at: usize| Packed::v4(load(LOWS + at), ports(at));
-            (packed(here), packed(there))
+        // This direction's half, and the other's.
+        let halves = |word: u64| match direction {
+            Direction::Original => [word as u32, (word >> 32) as u32],
+            Direction::Reply => [(word >> 32) as u32, word as u32],
+        };
+        let (ports, [change, _]) = (halves(load(PORTS)), halves(load(CHANGES)));
+        // That it does not fit may be said of halves of two flows: the stages look again.
+        let other = if meta.is_v4() {
+            if !(PackedV4 { lows: load(LOWS + here), ports: ports[0] }).is(from) {
+                return None;
+            }
+            PackedV4 { lows: load(LOWS + there), ports: ports[1] }.tuple(from.protocol)
         } else {
             let highs = |at: usize| [load(HIGHS + 2 * at), load(HIGHS + 2 * at + 1)];
-            let packed = |at: usize| Packed { lows: load(LOWS + at), ports: ports(at), highs: highs(at), middles: load(MIDDLES + at) };
-            (packed(here), packed(there))
+            let packed = |at: usize, ports| Packed { lows: load(LOWS + at), ports, highs: highs(at), middles: load(MIDDLES + at) };
+            if packed(here, ports[0]) != Packed::new(from) {
+                return None;
+            }
+            packed(there, ports[1]).tuple(from.protocol)
         };
-        let (changes, life) = (load(CHANGES), load(LIFE));
+        let life = load(LIFE);
         // Pairs with the Release fence in `write`.
         fence(Ordering::Acquire);
-        let same = self.ctrl(Ordering::Relaxed).version() == before.version();
-        if !same || before.state() != State::Live || meta.is_direct_return() || arriving != Packed::new(from) || meta.protocol() != from.protocol {
+        let same = self.ctrl(Ordering::Relaxed) == before;
+        if !same || before.state() != State::Live || meta.is_direct_return() || meta.protocol() != from.protocol {
             return None;
         }
         Some(Hit {
             version: before.version(),
             opener: meta.opener()?,
             life: life_from(life, before.version())?,
-            to: other.tuple(from.protocol).reversed(),
-            change: Change((changes >> (32 * here)) as u32),
+            to: other.reversed(),
+            change: Change(change),
         })
     }
 
@@ -379,7 +404,7 @@ impl Record {
     pub(super) fn see(&self, now: Now) {
         // Relaxed: nothing else is read because of it. The maximum, so that a worker that slept between its check of the version and
         // this store cannot make a later flow in the record older than it is.
-        if now.0 >= self.0[LAST_SEEN].load(Ordering::Relaxed).saturating_add(COARSE_MS) {
+        if now.0.saturating_sub(COARSE_MS) >= self.0[LAST_SEEN].load(Ordering::Relaxed) {
             self.0[LAST_SEEN].fetch_max(now.0, Ordering::Relaxed);
         }
     }
@@ -391,10 +416,10 @@ impl Record {
 
     /// Fetches the lines that [`Record::hit`] reads.
     #[inline]
-    pub(super) fn warm(&self, is_v4: bool, fetch: impl Fn(&AtomicU64)) {
-        fetch(&self.0[CTRL]);
+    pub(super) fn warm<F: Fetch>(&self, is_v4: bool) {
+        F::fetch(&self.0[CTRL]);
         if !is_v4 {
-            fetch(&self.0[HIGHS]);
+            F::fetch(&self.0[HIGHS]);
         }
     }
 

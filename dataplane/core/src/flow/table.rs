@@ -6,7 +6,7 @@ use super::hash::{Hash, Key};
 use super::index::{BUCKET_ENTRIES, Bucket, Buckets, Entry, RECORDS_MAX};
 use super::record::{self, COARSE_MS, Ctrl, Record, State, Words};
 use super::sync::{AtomicU64, Ordering};
-use super::{Direction, Flow, FlowRef, FlowView, Now, Opener, Stage, Timeouts};
+use super::{Direction, Fetch, Flow, FlowRef, FlowView, Now, Opener, Stage, Timeouts};
 use crate::addr::{Tuple, protocol};
 use crate::affinity::{self, AffinityTable};
 use crate::balance::{self, Loads};
@@ -21,17 +21,6 @@ pub struct FlowTable<'a> {
     affinity: AffinityTable<'a>,
     loads: Loads<'a>,
     key: Key,
-    fetch: Fetch,
-}
-
-/// Brings the cache line of a word nearer, for whoever needs it soon. A processor has an instruction for that which waits for nothing, and the
-/// language none that is safe: [`touch`] does without it.
-pub type Fetch = fn(&AtomicU64);
-
-/// A [`Fetch`] that reads the word. Where several stand together, their waits overlap.
-pub fn touch(word: &AtomicU64) {
-    // The value does not matter, so Relaxed; `black_box` keeps the load.
-    std::hint::black_box(word.load(Ordering::Relaxed));
 }
 
 /// The memory of a table.
@@ -45,8 +34,6 @@ pub struct Memory<'a> {
     pub affinity: &'a [affinity::Bucket],
     /// The backends' load counters, a power of two or none: then nothing is counted. See [`balance::loads_for`].
     pub loads: &'a [AtomicU64],
-    /// How a line of it is fetched.
-    pub fetch: Fetch,
 }
 
 /// Which record [`FlowTable::likely`] took for that of a packet.
@@ -102,17 +89,10 @@ impl<'a> FlowTable<'a> {
     ///
     /// If there is no record, or more than [`RECORDS_MAX`], or a number that is to be a power of two is not.
     pub fn new(key: [u64; 2], memory: Memory<'a>) -> FlowTable<'a> {
-        let Memory { records, buckets, affinity, loads, fetch } = memory;
+        let Memory { records, buckets, affinity, loads } = memory;
         assert!((1..=RECORDS_MAX).contains(&records.len()), "a flow table has 1 to {RECORDS_MAX} records, not {}", records.len());
         assert!(buckets.len().is_power_of_two() && buckets.len() >= 2, "the buckets of a flow table are a power of two, not {}", buckets.len());
-        FlowTable {
-            records,
-            index: Buckets(buckets),
-            affinity: AffinityTable::new(key, affinity),
-            loads: Loads::new(loads),
-            key: Key::new(key),
-            fetch,
-        }
+        FlowTable { records, index: Buckets(buckets), affinity: AffinityTable::new(key, affinity), loads: Loads::new(loads), key: Key::new(key) }
     }
 
     /// Which clients stick to which backends.
@@ -135,8 +115,8 @@ impl<'a> FlowTable<'a> {
 
     /// Brings the index entries of `hash` nearer: for a whole batch, before its lookups. See also [`FlowTable::likely`].
     #[inline]
-    pub fn warm(&self, hash: Hash) {
-        (self.fetch)(self.index.line(hash));
+    pub fn warm<F: Fetch>(&self, hash: Hash) {
+        F::fetch(self.index.line(hash));
     }
 
     /// Which record is likely that of a tuple with this hash, by one look at the index.
@@ -147,9 +127,9 @@ impl<'a> FlowTable<'a> {
 
     /// Brings a record nearer that is likely that of `tuple`: for a whole batch, before its lookups.
     #[inline]
-    pub fn warm_record(&self, tuple: &Tuple, likely: Likely) {
+    pub fn warm_record<F: Fetch>(&self, tuple: &Tuple, likely: Likely) {
         if let Some(record) = likely.0.and_then(|entry| self.records.get(entry.record() as usize)) {
-            record.warm(tuple.is_v4(), self.fetch);
+            record.warm::<F>(tuple.is_v4());
         }
     }
 
@@ -428,7 +408,6 @@ pub struct OwnedFlows {
     affinity: Box<[affinity::Bucket]>,
     loads: Box<[AtomicU64]>,
     key: [u64; 2],
-    fetch: Fetch,
 }
 
 impl OwnedFlows {
@@ -448,21 +427,12 @@ impl OwnedFlows {
             affinity: Box::default(),
             loads: Box::default(),
             key,
-            fetch: touch,
         }
-    }
-
-    /// The same with another way to fetch a line.
-    pub fn fetching_by(self, fetch: Fetch) -> OwnedFlows {
-        OwnedFlows { fetch, ..self }
     }
 
     /// The table.
     pub fn table(&self) -> FlowTable<'_> {
-        FlowTable::new(
-            self.key,
-            Memory { records: &self.records, buckets: &self.buckets, affinity: &self.affinity, loads: &self.loads, fetch: self.fetch },
-        )
+        FlowTable::new(self.key, Memory { records: &self.records, buckets: &self.buckets, affinity: &self.affinity, loads: &self.loads })
     }
 }
 

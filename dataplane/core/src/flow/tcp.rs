@@ -47,6 +47,7 @@ impl Life {
     const FIN_REPLY: u8 = 4;
 
     /// The life after a packet in `direction`, which has these TCP flags (`None`: it is no TCP segment with a header).
+    #[inline(always)]
     pub fn after(mut self, direction: Direction, tcp_flags: Option<u8>) -> Life {
         let Some(flags) = tcp_flags else {
             if self.stage == Stage::Opening && (direction == Direction::Reply || self.seen & Life::ANSWERED != 0) {

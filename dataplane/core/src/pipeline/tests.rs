@@ -7,7 +7,7 @@ use crate::addr::{Addr, protocol};
 use crate::balance::Balance;
 use crate::counters::Counters;
 use crate::fib::{Pod, PodTable, PrefixMap};
-use crate::flow::{Kind, Opener, OwnedFlows, Stage, Timeouts};
+use crate::flow::{Kind, Opener, OwnedFlows, Stage, Timeouts, Touch};
 use crate::packet::{Checksum, Outer};
 use crate::service::{Backend, Face, Frontend, FrontendKey, Place, ServicePort, ServiceTable, TrafficPolicy};
 use crate::snapshot::{DirectReturn, Generation, Masquerade, NodeTables, OutsideToPods, Peer};
@@ -165,7 +165,7 @@ impl World {
         let env =
             Env { snapshot: &self.snapshot, flows: self.flows.table(), now: self.now, now_ns: self.now.0 * 1_000_000, counters: &self.counters };
         let mut batch = [testing::packet(&mut bytes, ingress)];
-        self.pipeline.run(&env, &mut batch, &mut verdicts, &mut self.outbox);
+        self.pipeline.run::<Touch>(&env, &mut batch, &mut verdicts, &mut self.outbox);
         if let Verdict::ToPods | Verdict::ToPod(_) | Verdict::ToHost | Verdict::ToPeer(..) = verdicts[0] {
             testing::verify(&bytes);
         }
@@ -584,7 +584,7 @@ fn a_superframe_is_translated_once_and_a_partial_checksum_stays_partial() {
     let mut verdicts = Vec::new();
     let env =
         Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, now_ns: world.now.0 * 1_000_000, counters: &world.counters };
-    world.pipeline.run(&env, &mut [packet], &mut verdicts, &mut world.outbox);
+    world.pipeline.run::<Touch>(&env, &mut [packet], &mut verdicts, &mut world.outbox);
     assert_eq!(verdicts, [Verdict::ToPods]);
     testing::verify(&testing::complete(&bytes));
     assert_eq!(tuple_of(&bytes), testing::tuple(protocol::TCP, "10.32.1.11:5000", "10.32.1.10:8080"));
@@ -599,7 +599,7 @@ fn a_superframe_that_is_dropped_counts_its_segments() {
     let mut verdicts = Vec::new();
     let env =
         Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, now_ns: world.now.0 * 1_000_000, counters: &world.counters };
-    world.pipeline.run(&env, &mut [packet], &mut verdicts, &mut world.outbox);
+    world.pipeline.run::<Touch>(&env, &mut [packet], &mut verdicts, &mut world.outbox);
     assert_eq!(verdicts, [Verdict::Drop(DropReason::UnallocatedVip)]);
     assert_eq!(world.counters.drops(DropReason::UnallocatedVip), 29);
 }

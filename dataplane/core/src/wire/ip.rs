@@ -80,7 +80,7 @@ impl Scope {
     #[inline]
     pub fn of(addr: Addr) -> Scope {
         if addr.is_v4() {
-            let first = addr.v4_octets()[0];
+            let first = (addr.0 as u32 >> 24) as u8;
             // One look for what nearly every address is.
             if PLAIN[usize::from(first)] {
                 return Scope::Unicast;

@@ -48,6 +48,7 @@ use self::shared::Shared;
 use self::spin::Spin;
 use self::tx::Tx;
 use crate::clock::Instant;
+use crate::flow_file::Prefetch;
 use crate::netstack::route_own;
 use crate::ports::request_masqueraded;
 use crate::publish::{Reader, Session};
@@ -338,7 +339,7 @@ impl<'a> Judge<'a> {
         let env = Env { snapshot, flows: self.shared.flows.table(), now: started.now(), now_ns: started.ns(), counters: self.counters };
         let (pipeline, verdicts, outbox) = (&mut self.pipeline, &mut self.verdicts, &mut self.outbox);
         let before = Instant::read();
-        self.lent.with(&mut self.slots, buffers, |packets| pipeline.run(&env, packets, verdicts, outbox));
+        self.lent.with(&mut self.slots, buffers, |packets| pipeline.run::<Prefetch>(&env, packets, verdicts, outbox));
         let judged = Instant::read();
         request_masqueraded(self.shared, self.outbox.masquerade_ports());
         let mut waits = self.outbox.packet_waits().iter().peekable();

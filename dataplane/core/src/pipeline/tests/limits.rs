@@ -156,7 +156,7 @@ fn a_superframe_counts_all_its_segments_with_their_headers_and_so_does_its_drop(
         let env = Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, now_ns: world.now.0 * MS, counters: &world.counters };
         let mut packet = testing::packet(&mut bytes, Ingress::Pods);
         packet.offload = Offload { checksum: Checksum::Partial, gso: Gso::Tcp { size: 1400, ecn: false } };
-        world.pipeline.run(&env, &mut [packet], &mut verdicts, &mut world.outbox);
+        world.pipeline.run::<Touch>(&env, &mut [packet], &mut verdicts, &mut world.outbox);
         verdicts[0]
     };
     assert_eq!((send(&mut world), world.waits()), (TO_PEER, None));

@@ -159,7 +159,7 @@ fn a_superframe_passes_whole_with_its_checksum_left_to_the_kernel() {
         let env =
             Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, now_ns: world.now.0 * 1_000_000, counters: &world.counters };
         let mut batch = [packet];
-        world.pipeline.run(&env, &mut batch, &mut verdicts, &mut world.outbox);
+        world.pipeline.run::<Touch>(&env, &mut batch, &mut verdicts, &mut world.outbox);
         assert_eq!((verdicts[0], batch[0].offload), (Verdict::ToPod(SECOND), offload));
         assert_eq!(bytes, testing::with_ttl(sent, 63), "nothing but a hop");
     }

@@ -278,7 +278,7 @@ fn run(seed: u64, packets: usize) -> u32 {
         world.outbox.clear();
         let env =
             Env { snapshot: &world.snapshot, flows: world.flows.table(), now: world.now, now_ns: world.now.0 * 1_000_000, counters: &world.counters };
-        world.pipeline.run(&env, &mut [testing::packet(&mut bytes, ingress)], &mut verdicts, &mut world.outbox);
+        world.pipeline.run::<Touch>(&env, &mut [testing::packet(&mut bytes, ingress)], &mut verdicts, &mut world.outbox);
         assert_eq!(verdicts.len(), 1, "{what}");
         twin.now = world.now;
         let (short, verdict) = step_by_step(&mut twin, ingress, &mut same);

@@ -45,7 +45,7 @@ fn a_superframe_whose_segments_are_too_long_is_answered_with_one_of_them() {
                 now_ns: world.now.0 * 1_000_000,
                 counters: &world.counters,
             };
-            world.pipeline.run(&env, &mut [packet], &mut verdicts, &mut world.outbox);
+            world.pipeline.run::<Touch>(&env, &mut [packet], &mut verdicts, &mut world.outbox);
             assert_eq!(verdicts[0] == TO_PEER, fits, "{verdicts:?}");
             if fits {
                 continue;
