@@ -4,9 +4,10 @@
 //! So every round measures each subject once, and the ratio given is the median of the rounds' ratios. Everything happens in namespaces
 //! of a sandbox that leaves nothing behind ([`podgate::lab::sandbox`]).
 //!
-//! `machine` looks at what it runs on, `workload` lists what is measured and by whom, `bed` and `peer` build who carries it, `load` makes the
+//! `machine` looks at what it runs on (`awake` keeps it awake), `workload` lists what is measured and by whom, `bed` and `peer` build who carries it, `load` makes the
 //! traffic, `report` and `plot` tell.
 
+mod awake;
 mod bed;
 pub(crate) mod load;
 mod machine;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use podgate::lab::Sandbox;
 
+use awake::Awake;
 use bed::{Bed, Plan};
 use load::transactions::Pace;
 use load::transactions::{crr, rr};
@@ -65,6 +67,9 @@ pub struct Options {
     /// The program under test [default: the `podgate` beside this program]
     #[arg(long, value_name = "FILE")]
     podgate: Option<PathBuf>,
+    /// Keep the processors from sleeping: on a virtual machine the host takes long to wake them
+    #[arg(long)]
+    awake: bool,
     /// How many workers each gateway has
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: u16,
@@ -95,7 +100,8 @@ fn run(options: &Options, sandbox: &Sandbox) -> anyhow::Result<()> {
     let binary = binary(options.podgate.as_deref())?;
     let duration = Duration::from_secs_f64(seconds);
     let plan = Plan { sandbox, binary: &binary, workers: options.workers, scale };
-    let machine = Machine::look().context("cannot look at the machine")?;
+    let _awake = options.awake.then(|| Awake::keep(&machine::cpus()?)).transpose()?;
+    let machine = Machine::look(options.awake).context("cannot look at the machine")?;
     eprintln!("{machine}");
     let mut run = Run { plan, rounds, duration, start: Instant::now(), report: Report::new(machine, rounds, duration) };
     let mut chosen: Vec<Workload> = workload::all(scale).into_iter().filter(|workload| picked(&options.workloads, workload.name)).collect();

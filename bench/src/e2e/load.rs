@@ -27,6 +27,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::TcpCongestion;
 use podgate_runtime::netns::Netns;
 
+use super::awake;
+
 /// Where streams are received.
 pub const STREAM_PORT: u16 = 7000;
 /// Where transactions are answered.
@@ -197,7 +199,7 @@ pub fn quantile(histogram: &Histogram<u64>, quantile: f64) -> f64 {
     histogram.value_at_quantile(quantile) as f64 / 1e3
 }
 
-/// CPU time of all cores since boot in anything but idling: user, nice, system, irq and softirq of `/proc/stat` (proc(5)).
+/// CPU time of all cores since boot in anything but idling, or keeping awake: user, nice, system, irq and softirq of `/proc/stat` (proc(5)).
 pub fn cpu_time() -> anyhow::Result<Duration> {
     let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
     let fields: Vec<u64> = text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
@@ -205,7 +207,7 @@ pub fn cpu_time() -> anyhow::Result<Duration> {
         anyhow::bail!("/proc/stat does not begin with the CPU times: {text:.80}");
     };
     // USER_HZ, which is 100 on every architecture of today.
-    Ok(Duration::from_millis((user + nice + system + irq + softirq) * 10))
+    Ok(Duration::from_millis((user + nice + system + irq + softirq) * 10).saturating_sub(awake::spent()))
 }
 
 /// TCP segments sent again in a namespace so far (RFC 4022, `tcpRetransSegs`).

@@ -35,6 +35,8 @@ pub struct Machine {
     pub processor: String,
     /// How many of them this process may use.
     pub processors: usize,
+    /// Whether they were kept from sleeping.
+    pub kept_awake: bool,
     /// Linux' version.
     pub kernel: String,
     /// The mean number of threads that wanted to run in the last minute.
@@ -51,9 +53,8 @@ pub struct Machine {
 
 impl Machine {
     /// Looks, which takes a second and some.
-    pub fn look() -> anyhow::Result<Machine> {
-        let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot tell which processors may be used")?;
-        let cpus: Vec<usize> = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
+    pub fn look(kept_awake: bool) -> anyhow::Result<Machine> {
+        let cpus = cpus()?;
         let (longest, stalled) = thread::scope(|scope| {
             let watching: Vec<_> = cpus.iter().map(|cpu| scope.spawn(|| pin_to(*cpu).map(|()| stalls(WATCH)))).collect();
             let seen = watching.into_iter().map(|thread| thread.join().expect("watching a clock does not panic"));
@@ -69,6 +70,7 @@ impl Machine {
             date: Timestamp::now().to_string(),
             processor: model.to_owned(),
             processors: cpus.len(),
+            kept_awake,
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             load: loadavg.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(f64::NAN),
             longest_stall_ms: longest.as_secs_f64() * 1e3,
@@ -82,11 +84,18 @@ impl Machine {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Machine { date, processor, processors, kernel, load, .. } = self;
-        writeln!(f, "{date}, {processors} × {processor}, Linux {kernel}, load {load}")?;
+        let awake = if self.kept_awake { ", kept awake" } else { "" };
+        writeln!(f, "{date}, {processors} × {processor}{awake}, Linux {kernel}, load {load}")?;
         write!(f, "a thread that never sleeps: {:.1} % of the time not run, {:.1} ms at most; ", self.stalled_percent, self.longest_stall_ms)?;
         write!(f, "a byte to a sleeping thread and back: {:.1} µs on one processor", self.wake_here_us)?;
         self.wake_other_us.map_or(Ok(()), |us| write!(f, ", {us:.1} µs between two"))
     }
+}
+
+/// The processors that this process may use.
+pub fn cpus() -> anyhow::Result<Vec<usize>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot tell which processors may be used")?;
+    Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect())
 }
 
 /// Binds the calling thread to `cpu`.
@@ -149,7 +158,7 @@ mod tests {
 
     #[test]
     fn what_a_machine_does_to_its_threads_is_seen() {
-        let machine = Machine::look().unwrap();
+        let machine = Machine::look(false).unwrap();
         assert!(machine.processors > 0 && machine.wake_here_us > 0.0 && machine.longest_stall_ms >= 0.0);
         assert_eq!(machine.wake_other_us.is_some(), machine.processors > 1);
         assert!((0.0..=100.0).contains(&machine.stalled_percent), "{machine}");
