@@ -4,8 +4,8 @@
 //! So every round measures each subject once, and the ratio given is the median of the rounds' ratios. Everything happens in namespaces
 //! of a sandbox that leaves nothing behind ([`podgate::lab::sandbox`]).
 //!
-//! `machine` looks at what it runs on (`awake` keeps it awake), `workload` lists what is measured and by whom, `bed` and `peer` build who carries it, `load` makes the
-//! traffic, `report` and `plot` tell.
+//! `machine` looks at what it runs on (`awake` keeps it awake), `workload` lists what is measured and by whom, `bed` and `peer` build who
+//! carries it, `load` makes the traffic, `report` and `plot` tell.
 
 mod awake;
 mod bed;
@@ -47,7 +47,7 @@ pub struct Options {
     #[arg(long = "peer", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::from(Subject::PEERS))]
     peers: Vec<String>,
     /// Without subjects that have more services than this: ten thousand take iptables and nft minutes to load
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     services_max: Option<u32>,
     /// Rounds, each of which measures every subject once
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -108,7 +108,12 @@ fn run(options: &Options, sandbox: &Sandbox) -> anyhow::Result<()> {
     for workload in &mut chosen {
         workload.subjects.retain(|subject| subject.peer().is_none_or(|peer| picked(&options.peers, peer)));
         workload.subjects.retain(|subject| subject.services() <= options.services_max.or(subject.services()));
+        if workload.subjects.is_empty() {
+            run.report.note(format!("{} is not measured: all of it has more services than --services-max", workload.name));
+        }
     }
+    chosen.retain(|workload| !workload.subjects.is_empty());
+    ensure!(!chosen.is_empty(), "nothing is left to measure: raise --services-max, or choose other workloads (`--help` lists them)");
     run.leave_out_what_is_missing(&mut chosen);
     for group in [Group::Nodes, Group::Services, Group::Memory] {
         let chosen: Vec<&Workload> = chosen.iter().filter(|workload| workload.subjects.iter().any(|subject| subject.group() == group)).collect();

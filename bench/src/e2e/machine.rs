@@ -23,7 +23,7 @@ const WATCH: Duration = Duration::from_secs(1);
 const STALL_MIN: Duration = Duration::from_micros(100);
 
 /// Round trips between two threads; fewer where each takes long.
-const ROUND_TRIPS: u32 = 2_000;
+const ROUND_TRIPS: usize = 2_000;
 
 /// The machine of a run.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -137,7 +137,7 @@ fn round_trip(here: usize, there: usize) -> io::Result<Duration> {
         let asking = scope.spawn(move || -> io::Result<Duration> {
             pin_to(here)?;
             let (mut times, until, mut byte) = (Vec::new(), Instant::now() + WATCH / 2, [0]);
-            while times.len() < ROUND_TRIPS as usize && Instant::now() < until {
+            while times.len() < ROUND_TRIPS && Instant::now() < until {
                 let start = Instant::now();
                 ask_out.write_all(&byte)?;
                 answer_in.read_exact(&mut byte)?;

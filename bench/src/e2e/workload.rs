@@ -44,9 +44,9 @@ impl Load {
     /// Reasons for which packets may be dropped here and nowhere else.
     pub const fn explains(self) -> &'static [&'static str] {
         match self {
-            // A client's kernel uses a port again at once for another service. If that is led to the same endpoint, the new connection takes the
-            // place of the old one, which is over, and a last acknowledgement that another worker is late with finds no flow. It takes
-            // thousands of connections a second to several services of the same endpoints. Connections that fail have a figure of their own.
+            // A client's kernel uses a port again at once for another service. Where it is in use towards each of the endpoints, the new connection
+            // takes the place of an old one, which is over, and a last acknowledgement that another worker is late with finds no flow. It takes
+            // thousands of connections to several services of the same few endpoints. Connections that fail have a figure of their own.
             Load::Crr(_) | Load::FirstPacket(_) => &["no_flow"],
             _ => &[],
         }
