@@ -20,7 +20,7 @@ use podgate_runtime::vnet::VNET_HEADER_LEN;
 
 /// Frames that wait in the TUN's queue for a round of reads, or are written in one.
 const FRAMES: usize = 480;
-/// Operations of one submission, as many as a worker's batch has frames.
+/// Operations of one submission.
 const BATCH: usize = 32;
 /// The least of so many rounds counts.
 const ROUNDS: usize = 60;
@@ -33,18 +33,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let netns = Netns::anonymous()?;
     let mut tun = Tun::open("t0", 1, &netns)?;
     tun.bring_up()?;
-    netns.run(|| Command::new("ip").args(["address", "add", "10.9.0.1/24", "dev", "t0"]).status())??;
+    let address = netns.run(|| Command::new("ip").args(["address", "add", "10.9.0.1/24", "dev", "t0"]).status())??;
+    assert!(address.success(), "`ip address add` failed (Debian: iproute2)");
     let (outside, inside) = netns.run(|| io::Result::Ok((UdpSocket::bind("10.9.0.1:700")?, UdpSocket::bind("10.9.0.1:0")?)))??;
     outside.set_nonblocking(true)?;
     let bench = Bench { queue: &tun.queues[0], receiver: outside, sender: inside };
     println!("ns for a frame of 64 and of 1,400 bytes, the least of {ROUNDS} rounds of {FRAMES}");
-    for (name, way) in [("in vectors", Way::Vectors), ("in one piece", Way::Piece), ("io_uring, 32 at a time", Way::Ring)] {
-        let [small, large] = [64, 1400].map(|len| bench.reads(way, len));
-        println!("read  {name:<24} {:>6.0} {:>6.0}", small?, large?);
-    }
-    for (name, way) in [("in vectors", Way::Vectors), ("in one piece", Way::Piece), ("io_uring, 32 at a time", Way::Ring)] {
-        let [small, large] = [64, 1400].map(|len| bench.writes(way, len));
-        println!("write {name:<24} {:>6.0} {:>6.0}", small?, large?);
+    let (reads, writes) = (|way, len| bench.reads(way, len), |way, len| bench.writes(way, len));
+    for (verb, measure) in [("read", &reads as &dyn Fn(Way, usize) -> io::Result<f64>), ("write", &writes)] {
+        for (name, way) in [("in vectors", Way::Vectors), ("in one piece", Way::Piece), ("io_uring, 32 at a time", Way::Ring)] {
+            println!("{verb:<5} {name:<24} {:>6.0} {:>6.0}", measure(way, 64)?, measure(way, 1400)?);
+        }
     }
     Ok(())
 }

@@ -318,7 +318,11 @@ impl Queue {
     pub fn write_whole(&self, frame: &[u8]) -> io::Result<()> {
         // SAFETY: `frame` is valid for reads of its length.
         let written = unsafe { libc::write(self.as_raw_fd(), frame.as_ptr().cast(), frame.len()) };
-        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if written < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        debug_assert_eq!(written as usize, frame.len(), "a TUN takes a frame or refuses it, as in `write_some`");
+        Ok(())
     }
 
     /// Writes one frame: `header`, then the packet in `slices`, at most [`WRITE_SLICES_MAX`], from its IP header on.

@@ -1,9 +1,9 @@
 //! Joining: neighbouring datagrams of one flow are written to a TUN as one superframe.
 //!
 //! A program that sends datagrams one by one costs a read for each, since a TUN brings one frame at a time. A write for each would cost
-//! more than that again: a route, a device and a socket's input in the kernel. So what the pipeline has judged one by one, and leads to the same
-//! TUN, is merged behind it by the rules by which a network card's driver would have done it ([`podgate_core::offload::merge`]); the receiver's kernel
-//! cuts it again at the socket, or hands it over whole where the program asked for that (`UDP_GRO`).
+//! more than that again: a route, a device and a socket's input in the kernel. So what the pipeline has judged one by one, and leads to
+//! the same TUN, is merged behind it by the rules by which a network card's driver would have done it ([`podgate_core::offload::merge`]);
+//! the receiver's kernel cuts it again at the socket, or hands it over whole where the program asked for that (`UDP_GRO`).
 //!
 //! Behind the pipeline, not before it: so each datagram has its own verdict, its own place in a limit's queue, its own ICMP error, and may be
 //! cut by itself where the way is narrow; and what goes to peers is as it came.
